@@ -1,0 +1,77 @@
+# Everything from a fresh checkout, with Python >= 3.11, pip and make:
+#   make compare    runs the comparison and writes its report
+#   make test       runs the whole quality gate
+PYTHON ?= python3
+VENV := .venv
+# Options for the commands, as in: make compare ARGS="--jobs 1", make pytest ARGS="tests/test_types.py"
+ARGS ?=
+# pytest's worker processes. A test file stays in one of them, so its kernels are compiled once; workers are the
+# parallelism, so numerical libraries get one thread each.
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+SOURCES := pyproject.toml constraints.txt
+# build_*.py write the package's data rather than measure it.
+BENCHMARKS = $(filter-out baselines/build_%,$(sort $(wildcard baselines/*.py)))
+
+export NO_MKDOCS_2_WARNING := 1
+# Both stamps install into one environment, so never at the same time.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help compare test bench docs lint types pytest format clean
+.DEFAULT_GOAL := help
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+compare: $(VENV)/core.stamp ## compare the anchors on real conversations; ARGS="--preset NAME ..."
+	@$(BIN)/cautious-imitation compare $(ARGS)
+
+test: lint types docs pytest ## the whole check: format, lint, types, docs, tests with every documented example
+
+lint: $(VENV)/dev.stamp ## format and lint, without changing anything
+	@echo "==> ruff: format and lint"
+	@$(RUN) ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
+	@$(RUN) ruff check --quiet .
+
+types: $(VENV)/dev.stamp ## strict type check
+	@echo "==> mypy --strict"
+	@$(RUN) mypy --no-error-summary
+
+docs: $(VENV)/dev.stamp ## build the documentation into site/, warnings are errors
+	@echo "==> mkdocs build --strict"
+	@$(RUN) mkdocs build --strict --quiet
+
+pytest: $(VENV)/dev.stamp ## tests, doctests, and the code blocks of README and docs; ARGS="tests/test_types.py"
+	@echo "==> pytest"
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) pytest --quiet -n $(WORKERS) --dist loadfile $(ARGS)
+
+bench: $(VENV)/dev.stamp ## every benchmark in baselines/, one after another
+	@for script in $(BENCHMARKS); do echo "==> $$script"; $(BIN)/python "$$script" || exit 1; done
+
+format: $(VENV)/dev.stamp ## format the code and fix what lint can fix
+	@$(RUN) ruff format .
+	@$(RUN) ruff check --fix .
+
+clean: ## remove the environment, caches and what was built (not runs/)
+	@rm -rf $(VENV) site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@echo "==> creating $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python >= 3.11 is needed, '$(PYTHON)' is older or missing: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/core.stamp: $(SOURCES) | $(BIN)/python
+	@echo "==> installing cautious_imitation and what it needs into $(VENV) (a minute or two the first time)"
+	@$(INSTALL) --editable .
+	@touch $@
+
+# A development environment is a full one: its stamp renews the other, so the two targets never reinstall in turn.
+$(VENV)/dev.stamp: $(SOURCES) | $(BIN)/python
+	@echo "==> installing cautious_imitation with its checks into $(VENV) (two minutes or so the first time)"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $(VENV)/core.stamp $@

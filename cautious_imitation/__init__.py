@@ -1,0 +1,84 @@
+"""Two imitators of one demonstrator, and a harness that fine-tunes while staying close to either.
+
+The Bayesian imitator predicts with the posterior mixture; the cautious one with the least probability that any
+plausible hypothesis gives, and asks for help with the mass that is left over. Both are anchors for reinforcement
+learning: the harness maximises reward within a budget of KL divergence to the anchor.
+
+Public names load on first use: importing the package is quick and loads neither torch nor matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cautious_imitation.certificates import Certificate
+    from cautious_imitation.comparison import Comparison, compare
+    from cautious_imitation.config import CompareConfig
+    from cautious_imitation.demonstrations import Demonstrations
+    from cautious_imitation.finetuning.exact import ExactSolver
+    from cautious_imitation.finetuning.harness import finetune
+    from cautious_imitation.hypotheses.context_tree import ContextTree
+    from cautious_imitation.hypotheses.finite import FiniteHypotheses
+    from cautious_imitation.imitators import BasePolicy, BayesianImitator, CautiousImitator
+    from cautious_imitation.regularizers import ExpectedBudget, Regularizer
+    from cautious_imitation.types import Action, Actor, HelpNeeded, Prediction, Query
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Action",
+    "Actor",
+    "BasePolicy",
+    "BayesianImitator",
+    "CautiousImitator",
+    "Certificate",
+    "CompareConfig",
+    "Comparison",
+    "ContextTree",
+    "Demonstrations",
+    "ExactSolver",
+    "ExpectedBudget",
+    "FiniteHypotheses",
+    "HelpNeeded",
+    "Prediction",
+    "Query",
+    "Regularizer",
+    "compare",
+    "finetune",
+]
+
+_HOME = {
+    "Action": "types",
+    "Actor": "types",
+    "BasePolicy": "imitators",
+    "BayesianImitator": "imitators",
+    "CautiousImitator": "imitators",
+    "Certificate": "certificates",
+    "CompareConfig": "config",
+    "Comparison": "comparison",
+    "ContextTree": "hypotheses.context_tree",
+    "Demonstrations": "demonstrations",
+    "ExactSolver": "finetuning.exact",
+    "ExpectedBudget": "regularizers",
+    "FiniteHypotheses": "hypotheses.finite",
+    "HelpNeeded": "types",
+    "Prediction": "types",
+    "Query": "types",
+    "Regularizer": "regularizers",
+    "compare": "comparison",
+    "finetune": "finetuning.harness",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names are {', '.join(__all__)}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

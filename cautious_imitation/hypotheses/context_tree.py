@@ -1,0 +1,394 @@
+"""All context trees of bounded depth at once: an exact posterior over a doubly exponential class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from safetensors.numpy import load_file, save
+
+from cautious_imitation.atomic_files import write_bytes, write_text
+from cautious_imitation.demonstrations import Demonstrations
+from cautious_imitation.hypotheses import tree_passes as passes
+from cautious_imitation.hypotheses.base import Hypotheses, check_alpha
+from cautious_imitation.hypotheses.tree_kernels import BIC, FIRST_COUNT, KT, MAXIMUM, NONE, PROFILE, SUPPORT
+from cautious_imitation.plausible_sets import PlausibleSet
+from cautious_imitation.types import Array
+
+Leaf: TypeAlias = Literal["profile", "kt"]
+Complexity: TypeAlias = Literal["none", "support", "bic"]
+Plausible: TypeAlias = Literal["best", "total"]
+
+_LEAVES = {"kt": KT, "profile": PROFILE}
+_COMPLEXITIES = {"none": NONE, "support": SUPPORT, "bic": BIC}
+_SCHEMA = 1
+_BLOCK = 1 << 16
+_MAX_LOAD = 0.5
+
+
+@dataclass(frozen=True)
+class SuffixTree:
+    """One context tree: its leaves and what was seen at them.
+
+    Attributes:
+        leaves: context of each leaf, oldest symbol first (the empty tuple is the root), to its counts ``[V]``.
+            Subtrees that were never seen are left out.
+        log_score: log prior plus log-score of all that was learned, in nats.
+    """
+
+    leaves: dict[tuple[int, ...], NDArray[np.int64]]
+    log_score: float
+
+
+class ContextTree(Hypotheses):
+    """Every suffix tree of depth at most ``depth``, weighted exactly (DESIGN: ``docs/theory.md``).
+
+    A tree predicts the next symbol from the longest of its leaves that matches the most recent symbols. Its prior is
+    ``stop_prob`` for each leaf above ``depth`` and ``1 - stop_prob`` for each inner node. The mixture over all trees is
+    context tree weighting with Krichevsky-Trofimov (KT) leaves; the plausible leaves are the D + 1 depths on the current
+    path whose best tree is within log(1 / alpha) nats of the best tree of all.
+
+    Args:
+        n_symbols: V, the number of actions 0..V-1 that are predicted.
+        depth: D, how many recent symbols a tree may look at.
+        n_context_symbols: k, how many symbols contexts are made of, the start symbol included. Symbols V..k-1 are
+            context only (other speakers, say). Default: V + 1.
+        start_symbol: pads contexts that are shorter than ``depth``; default k - 1.
+        stop_prob: prior probability of a leaf; default (k-1)/k, at which a split costs least (1/2 for k = 1).
+        leaf: ``"profile"`` (a leaf's parameters are unknown: a KL ball around the counts) or ``"kt"``.
+        complexity: what a profile leaf pays for its parameters: ``"none"``, ``"support"`` (observed symbols - 1)/2 log(n
+            + 1) or ``"bic"`` (V - 1)/2 log(n + 1).
+        plausible: ``"best"`` compares with the best tree, ``"total"`` with the whole mixture (``leaf="kt"`` only).
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Memory is (3 + V/2) 8-byte words a stored node, at most depth + 1 nodes a learned symbol.
+
+    >>> tree = ContextTree(n_symbols=2, depth=2, leaf="kt").fit([[0, 1] * 50])
+    >>> tree.map_tree().leaves[(0,)]
+    array([ 0, 50])
+    >>> np.exp(tree.mixture([0])).round(2)
+    array([0.01, 0.99])
+
+    Source: Willems, Shtarkov, Tjalkens 1995 (mixture); Cohen, Hutter, Nanda 2022 (plausible minimum).
+    """
+
+    def __init__(
+        self,
+        n_symbols: int,
+        depth: int,
+        *,
+        n_context_symbols: int | None = None,
+        start_symbol: int | None = None,
+        stop_prob: float | None = None,
+        leaf: Leaf = "profile",
+        complexity: Complexity = "none",
+        plausible: Plausible = "best",
+    ) -> None:
+        k = n_symbols + 1 if n_context_symbols is None else n_context_symbols
+        if n_symbols < 1:
+            raise ValueError(f"n_symbols must be at least 1, got {n_symbols}; it counts the actions 0..n_symbols-1")
+        if depth < 0:
+            raise ValueError(f"depth must be at least 0, got {depth}; 0 ignores the context")
+        if k < 1:
+            raise ValueError(f"n_context_symbols must be at least 1, got {k}; it counts the start symbol too")
+        if (k + 1) ** depth >= 2**62:
+            most = int(62 * np.log(2) / np.log(k + 1))
+            raise ValueError(
+                f"depth must be at most {most} with {k} context symbols, got {depth}; a context has to fit in 62 bits"
+            )
+        if stop_prob is not None and not 0 < stop_prob < 1:
+            raise ValueError(
+                f"stop_prob must be in (0, 1), got {stop_prob!r}; 1 - 2**(1-k) rounds to 1 from k = 55 on, leave it out "
+                "for (k-1)/k"
+            )
+        for name, value, known in (
+            ("leaf", leaf, get_args(Leaf)),
+            ("complexity", complexity, get_args(Complexity)),
+            ("plausible", plausible, get_args(Plausible)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if leaf == "kt" and complexity != "none":
+            raise ValueError(f'complexity must be "none" with leaf="kt", got {complexity!r}; KT scores are complete')
+        if plausible == "total" and leaf != "kt":
+            raise ValueError('plausible must be "best" with leaf="profile", got "total"; profile scores have no total')
+        self.start_symbol = k - 1 if start_symbol is None else start_symbol
+        if not 0 <= self.start_symbol < k:
+            raise ValueError(f"start_symbol must be in 0..{k - 1}, got {start_symbol}")
+        self.n_symbols, self.depth, self.n_context_symbols = n_symbols, depth, k
+        self.stop_prob, self.leaf, self.complexity, self.rule = stop_prob, leaf, complexity, plausible
+        stop = stop_prob if stop_prob is not None else ((k - 1) / k if k > 1 else 0.5)
+        log_stop, log_split = np.log(stop), (np.log1p(-stop) if stop_prob is not None or k == 1 else -np.log(k))
+        scores = np.zeros(depth + 2)
+        for d in range(depth - 1, -1, -1):
+            scores[d] = max(log_stop, log_split + k * scores[d + 1])
+        self._start = np.array([log_stop - log_split - k * scores[d + 1] for d in range(depth)] + [np.inf])
+        self._start_mixture = float(log_stop - log_split)
+        self._powers = np.array([0] + [(k + 1) ** d for d in range(depth)], dtype=np.int64)
+        self._scores = np.array([scores[0], 0.0])
+        self._n_nodes = 0
+        self._words = self._table(10)
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of stored nodes."""
+        return self._n_nodes
+
+    @property
+    def log_loss_nats(self) -> float:
+        """Cumulative log-loss of the mixture on all that was learned, in nats."""
+        return -float(self._scores[1])
+
+    def mixture(self, context: Array) -> NDArray[np.float64]:
+        """Context-tree-weighting prediction at ``context [..., L]``: ``[..., V]`` log-probabilities in nats."""
+        contexts, shape = self._contexts(context)
+        out = np.empty((len(contexts), self.n_symbols))
+        passes.mixture_pass(*self._views(), self._powers, contexts, out)
+        return np.log(out).reshape((*shape, self.n_symbols))
+
+    def plausible(self, context: Array, alpha: float) -> PlausibleSet:
+        """The D + 1 leaves on the path of ``context [..., L]`` as KL balls, with those of level ``alpha`` marked."""
+        contexts, shape = self._contexts(context)
+        n, members = len(contexts), self.depth + 1
+        centres, radii = np.empty((n, members, self.n_symbols)), np.empty((n, members))
+        plausible = np.empty((n, members), dtype=np.bool_)
+        passes.leaves_pass(
+            *self._views(),
+            self._powers,
+            self._start,
+            _LEAVES[self.leaf],
+            contexts,
+            self._log_alpha(alpha),
+            centres,
+            radii,
+            plausible,
+        )
+        with np.errstate(divide="ignore"):
+            log_centres = np.log(centres)
+        return PlausibleSet(
+            log_centres.reshape((*shape, members, self.n_symbols)),
+            radii.reshape((*shape, members)),
+            plausible.reshape((*shape, members)),
+        )
+
+    def plausible_min(self, context: Array, alpha: float) -> NDArray[np.float64]:
+        """Least probability of each action over the plausible leaves: ``[..., V]`` log-probabilities in nats."""
+        contexts, shape = self._contexts(context)
+        out = np.empty((len(contexts), self.n_symbols))
+        passes.minimum_pass(
+            *self._views(), self._powers, self._start, _LEAVES[self.leaf], contexts, self._log_alpha(alpha), out
+        )
+        with np.errstate(divide="ignore"):
+            return np.log(out).reshape((*shape, self.n_symbols))
+
+    def update(self, context: Array, symbol: Array) -> None:
+        """Learn that the demonstrator did ``symbol`` at ``context`` (an int and ``[L]``, or ``[B]`` and ``[B, L]``)."""
+        contexts, shape = self._contexts(context)
+        symbols = np.asarray(symbol, dtype=np.int64)
+        if symbols.shape != shape:
+            raise ValueError(f"symbol must have shape {shape} to go with context, got {symbols.shape}")
+        symbols = symbols.reshape(-1)
+        self._check(symbols, self.n_symbols, "symbol")
+        self._learn(contexts.reshape(-1), self.depth, symbols, np.ones(len(symbols), dtype=np.bool_))
+
+    def fit(self, demonstrations: Demonstrations | Iterable[ArrayLike]) -> ContextTree:
+        """Learn whole sequences in order; contexts do not reach across sequences.
+
+        In plain sequences every symbol below ``n_symbols`` is learned; ``Demonstrations`` name the actor instead.
+        """
+        for sequence, learn in self._sequences(demonstrations):
+            self._learn(self._padded(sequence), 1, sequence, learn)
+        return self
+
+    def prequential(
+        self, sequence: ArrayLike, alpha: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Predict each symbol of one sequence, then learn it: the mixture and the plausible minimum before each update.
+
+        Args:
+            sequence: ``[T]`` symbols, oldest first. Those at or above ``n_symbols`` are context only.
+            alpha: plausibility level in (0, 1].
+
+        Returns:
+            Two ``[T, V]`` arrays of log-probabilities in nats (0 at positions that are context only).
+        """
+        ((symbols, learn),) = self._sequences([sequence])
+        predictions = (np.ones((len(symbols), self.n_symbols)), np.ones((len(symbols), self.n_symbols)))
+        self._learn(self._padded(symbols), 1, symbols, learn, np.log(check_alpha(alpha)), predictions)
+        for probabilities in predictions:
+            for start in range(0, len(symbols), _BLOCK):
+                block = probabilities[start : start + _BLOCK]
+                with np.errstate(divide="ignore"):
+                    np.log(block, out=block)
+        return predictions
+
+    def path_counts(self, context: Array) -> NDArray[np.int64]:
+        """What was seen at every depth along ``context [..., L]``: counts ``[..., D + 1, V]``, the root first."""
+        return self._paths(context)[0]
+
+    def map_depth(self, context: Array) -> NDArray[np.int64]:
+        """Depth of the most probable tree's leaf at ``context [..., L]``, shape ``[...]``; ties stop early."""
+        return np.argmax(self._paths(context)[1] >= 0, axis=-1)
+
+    def map_tree(self) -> SuffixTree:
+        """The most probable single tree; ties go to the smaller one."""
+        rows = self._words[self._words[:, 0] != 0]
+        counts = rows.view(np.uint32)[:, FIRST_COUNT : FIRST_COUNT + self.n_symbols].astype(np.int64)
+        gamma = rows.view(np.float64)[:, MAXIMUM]
+        index = {int(key): i for i, key in enumerate(rows[:, 0])}
+        leaves: dict[tuple[int, ...], NDArray[np.int64]] = {}
+        unvisited: list[tuple[int, tuple[int, ...]]] = [(1, ())]
+        while unvisited:
+            key, suffix = unvisited.pop()
+            if key not in index:
+                if not suffix:
+                    leaves[suffix] = np.zeros(self.n_symbols, dtype=np.int64)
+                continue
+            if len(suffix) == self.depth or gamma[index[key]] >= 0:
+                leaves[suffix] = counts[index[key]]
+                continue
+            step = int(self._powers[len(suffix) + 1])
+            unvisited += [(key + (c + 1) * step, (c, *suffix)) for c in reversed(range(self.n_context_symbols))]
+        return SuffixTree(leaves, float(self._scores[0]))
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write ``context_tree.safetensors`` (the stored nodes) and ``context_tree.json`` into ``folder``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        nodes = np.ascontiguousarray(self._words[self._words[:, 0] != 0])
+        write_bytes(folder / "context_tree.safetensors", save({"nodes": nodes, "scores": self._scores}))
+        write_text(folder / "context_tree.json", json.dumps({"schema": _SCHEMA, **self._settings()}, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str]) -> ContextTree:
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: if ``folder`` holds no saved tree.
+            ValueError: if it was written by another version of the format.
+        """
+        folder = Path(folder)
+        settings = json.loads((folder / "context_tree.json").read_text(encoding="utf-8"))
+        if settings.pop("schema", None) != _SCHEMA:
+            raise ValueError(f"{folder / 'context_tree.json'} has another schema than {_SCHEMA}; fit and save it again")
+        tree = cls(**settings)
+        arrays = load_file(folder / "context_tree.safetensors")
+        nodes, tree._scores = arrays["nodes"], arrays["scores"].copy()
+        tree._n_nodes = len(nodes)
+        tree._words = tree._table(max(10, int(np.ceil(np.log2(max(len(nodes), 1) / _MAX_LOAD))) + 1))
+        passes.rehash(np.ascontiguousarray(nodes), tree._words)
+        return tree
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "n_symbols": self.n_symbols,
+            "depth": self.depth,
+            "n_context_symbols": self.n_context_symbols,
+            "start_symbol": self.start_symbol,
+            "stop_prob": self.stop_prob,
+            "leaf": self.leaf,
+            "complexity": self.complexity,
+            "plausible": self.rule,
+        }
+
+    def _table(self, bits: int) -> NDArray[np.int64]:
+        return np.zeros((1 << bits, 3 + (self.n_symbols + 1) // 2), dtype=np.int64)
+
+    def _views(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.uint32]]:
+        return self._words, self._words.view(np.float64), self._words.view(np.uint32)
+
+    def _log_alpha(self, alpha: float) -> float:
+        """Level relative to the best tree; the best one always belongs to the set."""
+        level = float(np.log(check_alpha(alpha)))
+        return min(0.0, level - self._scores[0] + self._scores[1]) if self.rule == "total" else level
+
+    def _learn(
+        self,
+        buffer: NDArray[np.int64],
+        stride: int,
+        symbols: NDArray[np.int64],
+        learn: NDArray[np.bool_],
+        log_alpha: float = 0.0,
+        predictions: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    ) -> None:
+        """Run the compiled pass, growing the table whenever it fills up."""
+        empty = np.empty((0, self.n_symbols))
+        position = 0
+        while position < len(symbols):
+            room = int(_MAX_LOAD * len(self._words)) - self._n_nodes
+            if room < self.depth + 1:
+                grown = self._table(len(self._words).bit_length())
+                passes.rehash(self._words, grown)
+                self._words = grown
+                continue
+            position, used = passes.learn_pass(
+                *self._views(),
+                room,
+                self._powers,
+                self._start,
+                self._start_mixture,
+                _LEAVES[self.leaf],
+                _COMPLEXITIES[self.complexity],
+                buffer,
+                stride,
+                symbols,
+                learn,
+                position,
+                log_alpha,
+                self.rule == "total",
+                self._scores,
+                *(predictions or (empty, empty)),
+            )
+            self._n_nodes += used
+
+    def _paths(self, context: Array) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        contexts, shape = self._contexts(context)
+        seen = np.empty((len(contexts), self.depth + 1, self.n_symbols), dtype=np.uint32)
+        gammas = np.empty((len(contexts), self.depth + 1))
+        passes.path_pass(*self._views(), self._powers, self._start, contexts, seen, gammas)
+        return seen.astype(np.int64).reshape((*shape, *seen.shape[1:])), gammas.reshape((*shape, self.depth + 1))
+
+    def _contexts(self, context: Array) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+        """The last ``depth`` symbols of each context, padded on the left: ``[N, depth]``, and the batch shape."""
+        symbols = np.asarray(context, dtype=np.int64)
+        if symbols.ndim == 0:
+            raise ValueError(f"context must be a sequence of symbols, got the scalar {context!r}; [] is the empty one")
+        self._check(symbols, self.n_context_symbols, "context")
+        shape = symbols.shape[:-1]
+        symbols = symbols.reshape((-1, symbols.shape[-1])) if symbols.size else symbols.reshape((*shape, 0))
+        out = np.full((int(np.prod(shape)), self.depth), self.start_symbol, dtype=np.int64)
+        length = min(self.depth, symbols.shape[-1])
+        if length:
+            out[:, self.depth - length :] = symbols[:, symbols.shape[-1] - length :]
+        return out, shape
+
+    def _padded(self, sequence: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.concatenate([np.full(self.depth, self.start_symbol, dtype=np.int64), sequence])
+
+    def _sequences(
+        self, demonstrations: Demonstrations | Iterable[ArrayLike]
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+        """Checked sequences, each with the positions to learn."""
+        if isinstance(demonstrations, Demonstrations):
+            sequences: list[NDArray[np.int64]] = list(demonstrations.sequences)
+            masks = list(demonstrations.learned())
+        else:
+            sequences = [np.ascontiguousarray(s, dtype=np.int64) for s in demonstrations]
+            masks = [s < self.n_symbols for s in sequences]
+        for sequence, mask in zip(sequences, masks, strict=True):
+            self._check(sequence, max(self.n_context_symbols, self.n_symbols), "sequence")
+            self._check(sequence[mask], self.n_symbols, "sequence")
+        return list(zip(sequences, masks, strict=True))
+
+    def _check(self, symbols: NDArray[np.int64], limit: int, name: str) -> None:
+        outside = (symbols < 0) | (symbols >= limit)
+        if outside.any():
+            raise ValueError(f"{name} must hold symbols in 0..{limit - 1}, got {int(symbols[outside].flat[0])}")

@@ -1,0 +1,212 @@
+"""Compiled passes of a context tree over many contexts: learn, predict, and list the plausible leaves."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from cautious_imitation.hypotheses.tree_kernels import (
+    FIRST_COUNT,
+    KT,
+    MAXIMUM,
+    Bools,
+    Counts,
+    Floats,
+    Ints,
+    find_path,
+    learn_path,
+    path_minimum,
+    path_mixture,
+    path_slacks,
+    path_totals,
+)
+
+
+@njit(cache=True, nogil=True)
+def learn_pass(
+    words: Ints,
+    odds: Floats,
+    counts: Counts,
+    room: int,
+    powers: Ints,
+    start: Floats,
+    start_mixture: float,
+    leaf: int,
+    complexity: int,
+    buffer: Ints,
+    stride: int,
+    symbols: Ints,
+    learn: Bools,
+    begin: int,
+    log_alpha: float,
+    total: bool,
+    scores: Floats,
+    mixtures: Floats,
+    minima: Floats,
+) -> tuple[int, int]:
+    """Predict and then learn position by position; context ``i`` is ``buffer[i * stride : i * stride + depth]``.
+
+    Positions with ``learn`` False are passed over. ``scores`` accumulates [best tree's log-score, mixture's log-score];
+    with ``total`` plausibility is relative to the latter.
+    With rows in ``mixtures`` and ``minima`` (``[T, V]``) the predictions made before learning are written there, as
+    probabilities; with no rows only the learning is done. Stops early when fewer than depth + 1 of the ``room`` free
+    rows are left; returns ``(next position, rows used)``.
+    """
+    depth, n_symbols = powers.shape[0] - 1, mixtures.shape[1]
+    shift = 64 - _bits(words.shape[0] - 1)
+    keys, slots = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    totals, slack = np.zeros(depth + 1, np.int64), np.empty(depth + 1)
+    below, mixture = np.empty(depth + 2), np.empty(n_symbols)
+    keep = mixtures.shape[0] > 0
+    used = 0
+    for i in range(begin, symbols.shape[0]):
+        if not learn[i]:
+            continue
+        if room - used < depth + 1:
+            return i, used
+        symbol = symbols[i]
+        stored = find_path(words, shift, powers, buffer, i * stride, depth, keys, slots)
+        path_totals(counts, slots, stored, n_symbols, totals)
+        path_mixture(odds, counts, slots, totals, stored, depth, symbol, mixture, below)
+        if keep:
+            mixtures[i] = mixture
+            level = min(0.0, log_alpha - scores[0] + scores[1]) if total else log_alpha
+            n_depths = path_slacks(odds, slots, stored, depth, start, level, slack)
+            path_minimum(counts, slots, totals, stored, slack, n_depths, leaf, minima[i])
+        scores[1] += np.log(below[0])
+        scores[0] += learn_path(
+            words,
+            odds,
+            counts,
+            keys,
+            slots,
+            totals,
+            stored,
+            depth,
+            start,
+            start_mixture,
+            symbol,
+            n_symbols,
+            leaf,
+            complexity,
+            below,
+        )
+        used += depth + 1 - stored
+    return symbols.shape[0], used
+
+
+@njit(cache=True, nogil=True)
+def mixture_pass(words: Ints, odds: Floats, counts: Counts, powers: Ints, contexts: Ints, out: Floats) -> None:
+    """Mixture predictions for ``contexts [N, depth]`` into ``out [N, V]``, as probabilities."""
+    depth, n_symbols = powers.shape[0] - 1, out.shape[1]
+    shift = 64 - _bits(words.shape[0] - 1)
+    keys, slots, totals = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    below = np.empty(depth + 2)
+    for i in range(contexts.shape[0]):
+        stored = find_path(words, shift, powers, contexts[i], 0, depth, keys, slots)
+        path_totals(counts, slots, stored, n_symbols, totals)
+        path_mixture(odds, counts, slots, totals, stored, depth, 0, out[i], below)
+
+
+@njit(cache=True, nogil=True)
+def minimum_pass(
+    words: Ints,
+    odds: Floats,
+    counts: Counts,
+    powers: Ints,
+    start: Floats,
+    leaf: int,
+    contexts: Ints,
+    log_alpha: float,
+    out: Floats,
+) -> None:
+    """Plausible minima for ``contexts [N, depth]`` into ``out [N, V]``, as probabilities."""
+    depth, n_symbols = powers.shape[0] - 1, out.shape[1]
+    shift = 64 - _bits(words.shape[0] - 1)
+    keys, slots, totals = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    slack = np.empty(depth + 1)
+    for i in range(contexts.shape[0]):
+        stored = find_path(words, shift, powers, contexts[i], 0, depth, keys, slots)
+        path_totals(counts, slots, stored, n_symbols, totals)
+        n_depths = path_slacks(odds, slots, stored, depth, start, log_alpha, slack)
+        path_minimum(counts, slots, totals, stored, slack, n_depths, leaf, out[i])
+
+
+@njit(cache=True, nogil=True)
+def path_pass(
+    words: Ints, odds: Floats, counts: Counts, powers: Ints, start: Floats, contexts: Ints, seen: Counts, gammas: Floats
+) -> None:
+    """Counts ``seen [N, depth + 1, V]`` and gamma ``[N, depth + 1]`` of the nodes along each context."""
+    depth, n_symbols = powers.shape[0] - 1, seen.shape[2]
+    shift = 64 - _bits(words.shape[0] - 1)
+    keys, slots = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    for i in range(contexts.shape[0]):
+        stored = find_path(words, shift, powers, contexts[i], 0, depth, keys, slots)
+        for d in range(depth + 1):
+            gammas[i, d] = np.inf if d == depth else (odds[slots[d], MAXIMUM] if d < stored else start[d])
+            for a in range(n_symbols):
+                seen[i, d, a] = counts[slots[d], FIRST_COUNT + a] if d < stored else 0
+
+
+@njit(cache=True, nogil=True)
+def leaves_pass(
+    words: Ints,
+    odds: Floats,
+    counts: Counts,
+    powers: Ints,
+    start: Floats,
+    leaf: int,
+    contexts: Ints,
+    log_alpha: float,
+    centres: Floats,
+    radii: Floats,
+    plausible: Bools,
+) -> None:
+    """The leaf of each depth as a ball: ``centres [N, depth + 1, V]``, radii in nats and plausibility ``[N, depth + 1]``.
+
+    A leaf that saw nothing has an infinite radius (profile) or is uniform (KT).
+    """
+    depth, n_symbols = powers.shape[0] - 1, centres.shape[2]
+    shift = 64 - _bits(words.shape[0] - 1)
+    keys, slots, totals = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    slack = np.empty(depth + 1)
+    for i in range(contexts.shape[0]):
+        stored = find_path(words, shift, powers, contexts[i], 0, depth, keys, slots)
+        path_totals(counts, slots, stored, n_symbols, totals)
+        n_depths = path_slacks(odds, slots, stored, depth, start, log_alpha, slack)
+        for d in range(depth + 1):
+            plausible[i, d] = d < n_depths and slack[d] >= 0.0
+            radii[i, d] = 0.0
+            if d >= stored:
+                centres[i, d] = 1.0 / n_symbols
+                if leaf != KT:
+                    radii[i, d] = np.inf
+                continue
+            extra = 0.5 if leaf == KT else 0.0
+            scale = 1.0 / (totals[d] + extra * n_symbols)
+            for a in range(n_symbols):
+                centres[i, d, a] = scale * (counts[slots[d], FIRST_COUNT + a] + extra)
+            if leaf != KT and plausible[i, d]:
+                radii[i, d] = slack[d] / totals[d]
+
+
+@njit(cache=True, nogil=True)
+def rehash(old: Ints, new: Ints) -> None:
+    """Move every used row of ``old`` into the larger, empty table ``new``."""
+    mask = new.shape[0] - 1
+    shift = 64 - _bits(mask)
+    for i in range(old.shape[0]):
+        if old[i, 0] != 0:
+            slot = np.int64((np.uint64(old[i, 0]) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(shift))
+            while new[slot, 0] != 0:
+                slot = (slot + 1) & mask
+            new[slot] = old[i]
+
+
+@njit(cache=True, nogil=True)
+def _bits(mask: int) -> int:
+    bits = 0
+    while mask:
+        mask >>= 1
+        bits += 1
+    return bits

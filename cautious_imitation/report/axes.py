@@ -1,0 +1,151 @@
+"""Axes, marks and legends that all figures of a report share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+from cautious_imitation.report.anchors import ANCHORS
+from cautious_imitation.report.wording import setting
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+INK = "#22262b"
+"""Colour of text, axes and lines that belong to no anchor; in HTML it becomes the page's own text colour."""
+
+TEXT_POINTS = 9.5
+
+
+def dress(axes: Axes) -> None:
+    """Give ``axes`` the look of the report: two spines, a faint grid, one colour of ink."""
+    axes.spines[["top", "right"]].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+        spine.set_alpha(0.45)
+    axes.grid(True, color=INK, alpha=0.12, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_facecolor("none")
+    axes.tick_params(colors=INK, labelsize=TEXT_POINTS, length=3, which="both")
+    for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
+        label.set_color(INK)
+        label.set_size(TEXT_POINTS)
+    axes.title.set_size(TEXT_POINTS + 1)
+
+
+def nats_axis(axes: Axes, name: str, values: Iterable[float]) -> tuple[float, float]:
+    """Scale the axis ``name`` (``x`` or ``y``) of ``axes`` for nats from 0 to hundreds; returns its limits.
+
+    Logarithmic from the smallest positive value on, linear from there down to 0. Infinite values count as beyond the
+    upper limit.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    positive = [value for value in finite if value > 0] or [1.0]
+    lowest = max(min(positive), max(positive) * 1e-4)
+    threshold = 10.0 ** math.floor(math.log10(lowest))
+    upper = max(positive) * 1.5
+    zero = any(value < threshold for value in finite)
+    lower = -0.15 * threshold if zero else min(positive) / 1.4
+    decades = range(int(math.log10(threshold)) - 1, math.ceil(math.log10(upper)) + 1)
+    steps = (1, 2, 5) if upper / max(lower, threshold) < 60 else (1,)
+    ticks = [round(step * 10.0**power, 9) for power in decades for step in steps]
+    ticks = ([0.0] if zero else []) + [tick for tick in ticks if max(lower, threshold * 0.99 if zero else 0) <= tick <= upper]
+    setter, axis, limits = (
+        (axes.set_xscale, axes.xaxis, axes.set_xlim) if name == "x" else (axes.set_yscale, axes.yaxis, axes.set_ylim)
+    )
+    setter("symlog", linthresh=threshold, linscale=0.6)
+    limits(lower, upper)
+    _plain_ticks(axis, ticks)
+    return lower, upper
+
+
+def counts_axis(axes: Axes, values: Iterable[float]) -> None:
+    """Logarithmic x axis for positive counts, with a tick at each measured value."""
+    values = sorted(set(values))
+    axes.set_xscale("log")
+    axes.set_xlim(values[0] / 1.3, values[-1] * 1.3)
+    _plain_ticks(axes.xaxis, values if len(values) <= 5 else values[:: math.ceil(len(values) / 5)])
+
+
+def percent_axis(axes: Axes, values: Iterable[float]) -> None:
+    """Linear y axis from 0 for shares, in per cent."""
+    highest = max([value for value in values if math.isfinite(value)], default=0.0)
+    axes.set_ylim(-0.03 * max(highest, 0.01), 1.1 * max(highest, 0.01))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
+
+
+def _plain_ticks(axis: Axis, ticks: Sequence[float]) -> None:
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: setting(value)))
+
+
+def draw_curve(
+    axes: Axes,
+    anchor: str,
+    x: Sequence[float],
+    y: Sequence[float],
+    low: Sequence[float] | None = None,
+    high: Sequence[float] | None = None,
+) -> None:
+    """Draw one anchor's means as marks joined by a line, with a thin bar from the lowest to the highest seed.
+
+    An infinite value is drawn as an arrow head at the upper edge, joined to nothing.
+    """
+    style = ANCHORS[anchor]
+    finite = np.isfinite(y)
+    axes.plot(np.array(x)[finite], np.array(y)[finite], color=style.colour, linewidth=1.7, zorder=3)
+    draw_marks(axes, anchor, np.array(x)[finite], np.array(y)[finite])
+    if low is not None and high is not None:
+        axes.vlines(x, low, high, color=style.colour, linewidth=1.1, alpha=0.8, zorder=2)
+    for place in np.array(x)[~finite]:
+        axes.annotate(
+            "∞",
+            (place, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, -16),
+            textcoords="offset points",
+            ha="center",
+            color=style.colour,
+            arrowprops={"arrowstyle": "->", "color": style.colour},
+        )
+
+
+def draw_marks(axes: Axes, anchor: str, x: Sequence[float], y: Sequence[float], *, faint: bool = False) -> None:
+    """Draw marks of one anchor, small and pale if ``faint``."""
+    style = ANCHORS[anchor]
+    larger = 1.35 if style.marker in "*XP" else 1.0
+    axes.plot(
+        x,
+        y,
+        linestyle="none",
+        marker=style.marker,
+        markersize=(3.6 if faint else 6.5) * larger,
+        color=style.colour,
+        markeredgewidth=0,
+        alpha=0.45 if faint else 1.0,
+        zorder=2 if faint else 4,
+    )
+
+
+def legend_handles(anchors: Iterable[str]) -> list[Line2D]:
+    """Legend entries, one an anchor."""
+    return [
+        Line2D(
+            [],
+            [],
+            color=ANCHORS[name].colour,
+            marker=ANCHORS[name].marker,
+            markersize=7,
+            markeredgewidth=0,
+            linewidth=1.7,
+            label=ANCHORS[name].label,
+        )
+        for name in anchors
+    ]

@@ -1,0 +1,106 @@
+"""Records that every other module speaks in: predictions, actions, questions.
+
+Logs are natural; log-probabilities are ``-inf`` where a probability is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeAlias
+
+from array_api_compat import array_namespace
+
+Array: TypeAlias = Any
+"""A NumPy array or a torch tensor: whichever came in goes out, nothing is converted silently."""
+
+_MASS_TOLERANCE = 1e-6
+
+
+class Actor(str, Enum):
+    """Who chose a recorded action. Only the demonstrator's actions are evidence about the demonstrator."""
+
+    DEMONSTRATOR = "demonstrator"
+    IMITATOR = "imitator"
+    ENVIRONMENT = "environment"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a base policy says about the next action.
+
+    Attributes:
+        log_probs: log-probability of each action, shape ``[..., V]``, in nats. May sum to less than one.
+        log_ask: log-probability of asking the oracle instead of acting, shape ``[...]``, in nats.
+
+    Raises:
+        ValueError: if shapes disagree or the probabilities and the ask probability do not sum to one within 1e-6.
+
+    >>> import numpy as np
+    >>> p = Prediction(np.log([0.5, 0.25]), np.log(0.25))
+    >>> float(p.ask_probability)
+    0.25
+    """
+
+    log_probs: Array
+    log_ask: Array
+
+    def __post_init__(self) -> None:
+        xp = array_namespace(self.log_probs, self.log_ask)
+        if tuple(self.log_probs.shape[:-1]) != tuple(self.log_ask.shape):
+            raise ValueError(
+                f"log_ask must have shape {tuple(self.log_probs.shape[:-1])} to go with log_probs "
+                f"{tuple(self.log_probs.shape)}, got {tuple(self.log_ask.shape)}"
+            )
+        total = xp.sum(xp.exp(self.log_probs), axis=-1) + xp.exp(self.log_ask)
+        if not bool(xp.all(xp.abs(total - 1) <= _MASS_TOLERANCE)):
+            raise ValueError(
+                f"log_probs and log_ask must hold a total probability of 1 within {_MASS_TOLERANCE}, "
+                f"got totals from {float(xp.min(total))} to {float(xp.max(total))}; normalise them together"
+            )
+
+    @property
+    def ask_probability(self) -> Array:
+        """Probability of asking, shape ``[...]``."""
+        return array_namespace(self.log_ask).exp(self.log_ask)
+
+
+@dataclass(frozen=True)
+class Action:
+    """One action taken and who chose it."""
+
+    symbol: int
+    actor: Actor
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question for the oracle: what would the demonstrator do here?
+
+    Attributes:
+        context: the symbols so far, oldest first.
+        prediction: the asker's prediction at this context (``log_probs`` of shape ``[V]``).
+    """
+
+    context: tuple[int, ...]
+    prediction: Prediction
+
+
+Oracle: TypeAlias = Callable[[Query], int]
+"""The simplest oracle: a function from a question to the demonstrator's action."""
+
+
+class HelpNeeded(Exception):
+    """Raised by ``act`` when the imitator defers and no oracle was given; carries the question.
+
+    Attributes:
+        query: the question that nobody was there to answer.
+    """
+
+    def __init__(self, query: Query) -> None:
+        super().__init__(
+            f"the imitator asks for help at context {query.context} and has no oracle; pass oracle=f with "
+            "f(query) -> action, or catch HelpNeeded and answer its .query through observe()"
+        )
+        self.query = query

@@ -1,0 +1,218 @@
+"""Compiled routines for a union of KL balls, the plausible set at one context: worst charge and best response.
+
+The best response solves max_pi min_nu [pi.gain - KL(pi || nu)] with nu anywhere in the union. Where one ball is worst
+for its own best response, that is the saddle. Elsewhere the adversary is a geometric mixture of a few worst cases: they
+are found one by one (cutting planes) and weighted by minimising the convex function log sum_a e^gain prod_j nu_j^u_j
+(source: docs/theory.md, "Minimax caution").
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from cautious_imitation.ball_kernels import best_response_ball, least_probability, worst_kl_ball
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+MAX_CUTS = 24
+"""Worst cases kept while refining one response; members of small sets, several points of a ball."""
+
+_SADDLE_TOLERANCE = 1e-10
+_MAX_ROUNDS = 24
+_MAX_TRANSFERS = 200
+
+
+@njit(cache=True, nogil=True)
+def union_minimum(p: Floats, radii: Floats, plausible: Bools, out: Floats) -> None:
+    """Pointwise minimum over the union at one context: ``p [M, V]``, ``radii [M]``, ``plausible [M]`` -> ``out [V]``."""
+    out[:] = np.inf
+    for m in range(p.shape[0]):
+        if plausible[m]:
+            for a in range(p.shape[1]):
+                # Data processing: no ball point is below this, so only possible improvements are solved for.
+                q = p[m, a]
+                if q <= 0.0 or radii[m] == np.inf:
+                    out[a] = 0.0
+                elif out[a] > 0.0:
+                    low = out[a]
+                    if radii[m] > 0.0 and low < q:
+                        gap = q * np.log(q / low) + ((1.0 - q) * (np.log1p(-q) - np.log1p(-low)) if q < 1.0 else 0.0)
+                        if gap > radii[m]:
+                            continue
+                    out[a] = min(low, least_probability(q, radii[m]))
+
+
+@njit(cache=True, nogil=True)
+def union_worst_kl(
+    log_p: Floats, p: Floats, radii: Floats, plausible: Bools, pi: Floats, ratio: Floats, theta: Floats, worst: Floats
+) -> float:
+    """max KL(pi || nu) over the union at one context; ``worst [V]`` gets the log of the maximiser."""
+    largest = -np.inf
+    for m in range(p.shape[0]):
+        if plausible[m]:
+            charge = worst_kl_ball(log_p[m], p[m], radii[m], pi, ratio, theta)
+            if charge > largest:
+                largest = charge
+                worst[:] = theta
+                if charge == np.inf:
+                    break
+    return largest
+
+
+@njit(cache=True, nogil=True)
+def _mixture_of_cuts(gain: Floats, cuts: Floats, n_cuts: int, u: Floats, pi: Floats, means: Floats) -> float:
+    """Minimise log sum_a exp(gain_a + sum_j u_j cuts_ja) over the simplex of u; returns the minimum, fills ``pi``.
+
+    Weight moves between the pair of cuts that is farthest from optimal, by an exact line search each time.
+    """
+    n = gain.shape[0]
+    logits = np.empty(n)
+    value = 0.0
+    for _ in range(_MAX_TRANSFERS):
+        for a in range(n):
+            logits[a] = gain[a]
+            if gain[a] > -np.inf:
+                for j in range(n_cuts):
+                    if u[j] > 0.0:
+                        logits[a] += u[j] * cuts[j, a]
+        value = _soften(logits, pi)
+        give, take = -1, 0
+        for j in range(n_cuts):
+            means[j] = 0.0
+            for a in range(n):
+                if pi[a] > 0.0:
+                    means[j] += pi[a] * cuts[j, a]
+            if means[j] < means[take]:
+                take = j
+            if u[j] > 0.0 and (give < 0 or means[j] > means[give]):
+                give = j
+        if means[give] - means[take] <= 0.1 * _SADDLE_TOLERANCE:
+            break
+        low, high, step = 0.0, u[give], 0.0
+        for _ in range(60):
+            slope, curvature = 0.0, 0.0
+            for a in range(n):
+                pi[a] = logits[a]
+                if logits[a] > -np.inf:
+                    pi[a] += step * (cuts[take, a] - cuts[give, a])
+            _soften(pi, pi)
+            for a in range(n):
+                if pi[a] > 0.0:
+                    change = cuts[take, a] - cuts[give, a]
+                    slope += pi[a] * change
+                    curvature += pi[a] * change * change
+            curvature -= slope * slope
+            if slope < 0.0:
+                low = step
+            else:
+                high = step
+            after = step - slope / curvature if curvature > 0.0 else 0.5 * (low + high)
+            if not (after > low and after < high):
+                after = high if (slope < 0.0 and step < high and low == 0.0 and step == 0.0) else 0.5 * (low + high)
+            if abs(after - step) <= 1e-15 or abs(slope) <= 1e-14:
+                break
+            step = after
+        if step >= u[give]:
+            step = u[give]
+        u[give] -= step
+        u[take] += step
+    return value
+
+
+@njit(cache=True, nogil=True)
+def _soften(logits: Floats, out: Floats) -> float:
+    """Softmax of ``logits`` into ``out`` (may be the same array); returns the log-normaliser."""
+    best = -np.inf
+    for a in range(logits.shape[0]):
+        best = max(best, logits[a])
+    total = 0.0
+    for a in range(logits.shape[0]):
+        out[a] = np.exp(logits[a] - best)
+        total += out[a]
+    for a in range(logits.shape[0]):
+        out[a] /= total
+    return float(best + np.log(total))
+
+
+@njit(cache=True, nogil=True)
+def union_best_response(
+    log_p: Floats, p: Floats, radii: Floats, plausible: Bools, gain: Floats, start: Floats, pi: Floats, scratch: Floats
+) -> tuple[float, float]:
+    """Saddle of pi.gain - KL(pi || nu) over the union at one context; writes ``pi [V]``.
+
+    Args:
+        log_p, p: ``[M, V]`` log-centres and centres; ``radii``, ``plausible``: ``[M]``.
+        gain: ``[V]``, action values divided by the multiplier; overwritten (shifted to a maximum of 0).
+        start: ``[M]`` guesses for the adversaries' log eta, updated for the next call at the same context.
+        scratch: ``[5, V]``.
+
+    Returns:
+        ``(bound, charge in nats)``: no policy has a larger ``pi.gain - worst KL`` than ``bound`` (for the gain as passed
+        in), and ``pi`` reaches it up to the refinement's gap; ``charge`` is the worst KL of ``pi`` itself, exactly.
+        ``(-inf, inf)`` where every policy has an infinite charge.
+    """
+    n_members, n = p.shape
+    trial, nu, ratio, theta, worst = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
+    count, shift = 0, -np.inf
+    for m in range(n_members):
+        if plausible[m]:
+            count += 1
+            if radii[m] == np.inf:
+                return -np.inf, np.inf
+            for a in range(n):
+                if p[m, a] <= 0.0:
+                    gain[a] = -np.inf
+    for a in range(n):
+        shift = max(shift, gain[a])
+    if count == 0 or shift == -np.inf:
+        return -np.inf, np.inf
+    for a in range(n):
+        gain[a] -= shift
+    best, charge = np.inf, np.inf
+    for m in range(n_members):
+        if plausible[m]:
+            value, own, start[m] = best_response_ball(log_p[m], p[m], radii[m], gain, start[m], trial, nu)
+            if value < best:
+                best, charge = value, own
+                pi[:] = trial
+                worst[:] = nu
+    if count == 1:
+        return shift + best, charge
+    honest = union_worst_kl(log_p, p, radii, plausible, pi, ratio, theta, trial)
+    if honest - charge <= _SADDLE_TOLERANCE * (1.0 + charge):
+        return shift + best, max(honest, charge)
+    cuts = np.empty((MAX_CUTS, n))
+    u, means = np.zeros(MAX_CUTS), np.empty(MAX_CUTS)
+    cuts[0], cuts[1], u[0], n_cuts = worst, trial, 1.0, 2
+    top, top_charge = -np.inf, np.inf
+    answer = pi.copy()
+    for _ in range(_MAX_ROUNDS):
+        best = min(best, _mixture_of_cuts(gain, cuts, n_cuts, u, pi, means))
+        honest = union_worst_kl(log_p, p, radii, plausible, pi, ratio, theta, trial)
+        reached = -honest
+        for a in range(n):
+            if pi[a] > 0.0:
+                reached += pi[a] * gain[a]
+        if reached > top:
+            top, top_charge = reached, honest
+            answer[:] = pi
+        if best - top <= _SADDLE_TOLERANCE * (1.0 + top_charge):
+            break
+        if n_cuts == MAX_CUTS:
+            kept = 0
+            for j in range(n_cuts):
+                if u[j] > 0.0 and kept < MAX_CUTS - 1:
+                    cuts[kept], u[kept] = cuts[j], u[j]
+                    kept += 1
+            n_cuts = kept
+            total = u[:kept].sum()
+            u[:kept] /= total
+            u[kept:] = 0.0
+        cuts[n_cuts] = trial
+        u[n_cuts] = 0.0
+        n_cuts += 1
+    pi[:] = answer
+    return shift + best, top_charge
