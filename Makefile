@@ -33,8 +33,8 @@ test: lint types docs pytest ## the whole check: format, lint, types, docs, test
 
 lint: $(VENV)/dev.stamp ## format and lint, without changing anything
 	@echo "==> ruff: format and lint"
-	@$(RUN) ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
-	@$(RUN) ruff check --quiet .
+	@$(RUN) ruff format --check . || { echo "run 'make format'"; exit 1; }
+	@$(RUN) ruff check .
 
 types: $(VENV)/dev.stamp ## strict type check
 	@echo "==> mypy --strict"

@@ -51,7 +51,7 @@ class FiniteWorldEnv(gymnasium.Env[Observation, int]):
     (1.0, False, 'imitator')
     """
 
-    metadata = {"render_modes": ["ansi"]}
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  Gymnasium declares a plain dictionary
 
     def __init__(self, world: FiniteWorld, ask_price: float = 0.0, render_mode: str | None = None) -> None:
         _check_arguments(ask_price, render_mode)
@@ -89,7 +89,7 @@ class FiniteWorldEnv(gymnasium.Env[Observation, int]):
         self._over = bool(self._episodes.left[0] == 0)
         return self._observation(), task_reward - self.ask_price * asked, self._over, False, info
 
-    def render(self) -> str | None:  # type: ignore[override]  # Gymnasium leaves the type of a frame open
+    def render(self) -> str | None:
         """The episode so far as text in mode ``"ansi"``, otherwise None."""
         return self._episodes.transcript(0) if self.render_mode == "ansi" else None
 
@@ -123,7 +123,7 @@ class FiniteWorldVectorEnv(VectorEnv[Observation, IntArray, npt.NDArray[Any]]):
     ([1.0, 0.0], [0, 1])
     """
 
-    metadata = {"render_modes": ["ansi"], "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata = {"render_modes": ["ansi"], "render_fps": 1, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
     def __init__(
         self,

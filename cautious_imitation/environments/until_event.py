@@ -88,9 +88,9 @@ class UntilEventWorld:
             raise ValueError(
                 f"evidence must be 'demonstrator' or 'all', got {evidence!r}; 'all' lets the agent's own count"
             )
-        log_joint = self.log_posterior + (
-            self.log_likelihood if evidence == "all" else np.zeros_like(self.log_likelihood)
-        )
+        log_joint = np.broadcast_to(self.log_posterior, self.log_likelihood.shape)
+        if evidence == "all":
+            log_joint = log_joint + self.log_likelihood
         weights: FloatArray = log_joint - logsumexp(log_joint, axis=1, keepdims=True)
         return weights
 

@@ -13,7 +13,7 @@ from cautious_imitation.plausible_sets import PlausibleSet
 from cautious_imitation.types import Array
 
 if TYPE_CHECKING:
-    from cautious_imitation.demonstrations import Demonstrations
+    from cautious_imitation.demonstrations import Demonstrations, Evidence
 
 
 class Hypotheses(ABC):
@@ -51,11 +51,13 @@ class Hypotheses(ABC):
         """Learn that the demonstrator did ``symbol`` at ``context`` (``[L]`` and an int, or ``[B, L]`` and ``[B]``)."""
 
     @abstractmethod
-    def fit(self, demonstrations: Demonstrations | Iterable[Array]) -> Hypotheses:
+    def fit(
+        self, demonstrations: Demonstrations | Iterable[Array], *, evidence: Evidence = "demonstrator"
+    ) -> Hypotheses:
         """Learn from whole sequences, in order; returns self.
 
         Plain sequences of symbols count as the demonstrator's wherever a symbol is below ``n_symbols``;
-        ``Demonstrations`` say position by position whose action it was.
+        ``Demonstrations`` say position by position whose action it was, and ``evidence`` whose actions are learned.
         """
 
     @abstractmethod

@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
-from cautious_imitation.atomic_files import write_bytes, write_text
-from cautious_imitation.demonstrations import Demonstrations
+from cautious_imitation.atomic_files import write_safetensors, write_text
+from cautious_imitation.demonstrations import Demonstrations, Evidence
 from cautious_imitation.hypotheses import tree_passes as passes
 from cautious_imitation.hypotheses.base import Hypotheses, check_alpha
 from cautious_imitation.hypotheses.tree_kernels import BIC, FIRST_COUNT, KT, MAXIMUM, NONE, PROFILE, SUPPORT
@@ -199,12 +199,15 @@ class ContextTree(Hypotheses):
         self._check(symbols, self.n_symbols, "symbol")
         self._learn(contexts.reshape(-1), self.depth, symbols, np.ones(len(symbols), dtype=np.bool_))
 
-    def fit(self, demonstrations: Demonstrations | Iterable[ArrayLike]) -> ContextTree:
+    def fit(
+        self, demonstrations: Demonstrations | Iterable[ArrayLike], *, evidence: Evidence = "demonstrator"
+    ) -> ContextTree:
         """Learn whole sequences in order; contexts do not reach across sequences.
 
-        In plain sequences every symbol below ``n_symbols`` is learned; ``Demonstrations`` name the actor instead.
+        In plain sequences every symbol below ``n_symbols`` is learned; ``Demonstrations`` name the actor instead, and
+        ``evidence`` whose actions count.
         """
-        for sequence, learn in self._sequences(demonstrations):
+        for sequence, learn in self._sequences(demonstrations, evidence):
             self._learn(self._padded(sequence), 1, sequence, learn)
         return self
 
@@ -263,8 +266,8 @@ class ContextTree(Hypotheses):
         """Write ``context_tree.safetensors`` (the stored nodes) and ``context_tree.json`` into ``folder``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        nodes = np.ascontiguousarray(self._words[self._words[:, 0] != 0])
-        write_bytes(folder / "context_tree.safetensors", save({"nodes": nodes, "scores": self._scores}))
+        nodes = self._words[self._words[:, 0] != 0]
+        write_safetensors(folder / "context_tree.safetensors", {"nodes": nodes, "scores": self._scores})
         write_text(folder / "context_tree.json", json.dumps({"schema": _SCHEMA, **self._settings()}, indent=1) + "\n")
 
     @classmethod
@@ -374,12 +377,12 @@ class ContextTree(Hypotheses):
         return np.concatenate([np.full(self.depth, self.start_symbol, dtype=np.int64), sequence])
 
     def _sequences(
-        self, demonstrations: Demonstrations | Iterable[ArrayLike]
+        self, demonstrations: Demonstrations | Iterable[ArrayLike], evidence: Evidence = "demonstrator"
     ) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
         """Checked sequences, each with the positions to learn."""
         if isinstance(demonstrations, Demonstrations):
             sequences: list[NDArray[np.int64]] = list(demonstrations.sequences)
-            masks = list(demonstrations.learned())
+            masks = list(demonstrations.learned(evidence))
         else:
             sequences = [np.ascontiguousarray(s, dtype=np.int64) for s in demonstrations]
             masks = [s < self.n_symbols for s in sequences]

@@ -10,7 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_array
+from array_api_compat import array_namespace
 from numba import njit
 
 from cautious_imitation.types import Array
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MASS_TOLERANCE = 1e-6
-_BLOCK = 2048
-"""Symbols a block: the running minimum of a block stays in the first-level cache while the rows stream by."""
+_BLOCK = 8192
+"""Symbols a block: with more than eight rows, the minimum so far stays in a cache while the rows stream by."""
 
 
 def wide_minimum(log_rows: Array, plausible: Array | None = None) -> tuple[Array, Array]:
@@ -50,32 +50,36 @@ def wide_minimum(log_rows: Array, plausible: Array | None = None) -> tuple[Array
             f"plausible must have shape {tuple(log_rows.shape[:-1])} or ({log_rows.shape[-2]},) to go with log_rows, "
             f"got {tuple(plausible.shape)}"
         )
-    if plausible is not None and not bool(array_namespace(plausible).all(plausible.any(-1))):
-        raise ValueError("plausible must leave at least one row in each group, got a group with none; lower alpha")
-    return (_numpy_minimum if is_numpy_array(log_rows) else _torch_minimum)(log_rows, plausible)
+    return (_numpy_minimum if isinstance(log_rows, np.ndarray) else _torch_minimum)(log_rows, plausible)
 
 
 def _numpy_minimum(log_rows: NDArray[Any], plausible: NDArray[np.bool_] | None) -> tuple[Array, Array]:
     if log_rows.dtype not in (np.float32, np.float64):
         raise TypeError(f"log_rows must be float32 or float64, got {log_rows.dtype}; convert them with astype")
     *groups, n_rows, n_symbols = log_rows.shape
-    if plausible is None:
-        plausible = np.ones(n_rows, dtype=np.bool_)
     rows = np.ascontiguousarray(log_rows).reshape(-1, n_rows, n_symbols)
-    mask = np.broadcast_to(plausible, log_rows.shape[:-1]).reshape(-1, n_rows)
+    mask = np.ones((len(rows), n_rows), dtype=np.bool_)
+    if plausible is not None:
+        mask.reshape(log_rows.shape[:-1])[...] = plausible
     log_min = np.empty((len(rows), n_symbols), dtype=rows.dtype)
-    if _minimum_into(rows, np.ascontiguousarray(mask, dtype=np.bool_), log_min):
+    masses = np.empty(len(rows))
+    none_plausible, found_nan = _minimum_into(rows, mask, log_min, masses)
+    if none_plausible:
+        raise ValueError(_NONE_PLAUSIBLE)
+    if found_nan:
         raise ValueError(_NAN)
-    # numba's own exp is scalar; NumPy's is vectorised in float64, ours in float32 on every machine.
-    mass = _mass_float32(log_min) if rows.dtype == np.float32 else np.exp(log_min).sum(axis=-1)
-    _check_mass(float(mass.max(initial=0.0)))
-    with np.errstate(divide="ignore"):
-        log_ask = np.log1p(-np.minimum(mass, 1.0)).astype(rows.dtype)
+    if rows.dtype == np.float64:
+        np.exp(log_min).sum(axis=-1, out=masses)  # the kernel's exp is float32
+    _check_mass(max(masses, default=0.0))
+    log_ask = np.full(len(rows), -inf, dtype=rows.dtype)
+    np.log1p(-masses, out=log_ask, where=masses < 1, casting="same_kind")
     return log_min.reshape(*groups, n_symbols), log_ask.reshape(groups)[()]
 
 
 def _torch_minimum(log_rows: Array, plausible: Array | None) -> tuple[Array, Array]:
     xp = array_namespace(log_rows)
+    if plausible is not None and not bool(plausible.any(-1).all()):
+        raise ValueError(_NONE_PLAUSIBLE)
     considered = log_rows if plausible is None else xp.where(plausible[..., None], log_rows, inf)
     log_min = considered.amin(-2)
     log_mass = log_min.logsumexp(-1)
@@ -88,6 +92,7 @@ def _torch_minimum(log_rows: Array, plausible: Array | None) -> tuple[Array, Arr
     return log_min, log_ask
 
 
+_NONE_PLAUSIBLE = "plausible must leave at least one row in each group, got a group with none; lower alpha"
 _NAN = "log_rows must hold no NaN in a plausible row; write -inf for probability 0"
 
 
@@ -96,50 +101,6 @@ def _check_mass(mass: float) -> None:
         raise ValueError(
             f"log_rows must be log-probabilities: their minimum sums to {mass:.9g}, more than 1; normalise each row"
         )
-
-
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _minimum_into(rows: Array, plausible: Array, out: Array) -> bool:
-    """Write the minimum of the plausible rows of ``rows [B, K, V]`` to ``out [B, V]``; whether one of them has a NaN."""
-    n_groups, n_rows, n_symbols = rows.shape
-    chosen = np.empty(n_rows + 3, np.int64)
-    found_nan = False
-    for group in range(n_groups):
-        n_chosen = 0
-        for row in range(n_rows):
-            if plausible[group, row]:
-                chosen[n_chosen] = row
-                n_chosen += 1
-        # Rows are taken four at a time; repeating one to fill the last four does not change a minimum.
-        while n_chosen % 4:
-            chosen[n_chosen] = chosen[0]
-            n_chosen += 1
-        for start in range(0, n_symbols, _BLOCK):
-            stop = min(start + _BLOCK, n_symbols)
-            least = out[group, start:stop]
-            for four in range(0, n_chosen, 4):
-                a = rows[group, chosen[four], start:stop]
-                b = rows[group, chosen[four + 1], start:stop]
-                c = rows[group, chosen[four + 2], start:stop]
-                d = rows[group, chosen[four + 3], start:stop]
-                if four == 0:
-                    least[:] = a
-                found_nan |= _lower_to(least, a, b, c, d)
-    return found_nan
-
-
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _lower_to(least: Array, a: Array, b: Array, c: Array, d: Array) -> bool:
-    """Lower ``least [n]`` to four rows in one vectorised pass; whether one of them has a NaN, which < would lose."""
-    found_nan = False
-    for i in range(len(least)):
-        w, x, y, z = a[i], b[i], c[i], d[i]
-        found_nan |= (w != w) | (x != x) | (y != y) | (z != z)
-        w = w if w < x else x
-        y = y if y < z else z
-        w = w if w < y else y
-        least[i] = w if w < least[i] else least[i]
-    return found_nan
 
 
 _LOWEST = np.float32(-86)
@@ -169,14 +130,79 @@ def _exp_float32(x: Any) -> Any:
     return bits.view(np.float32) if x > _LOWEST else np.float32(0)
 
 
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _minimum_into(rows: Array, plausible: Array, log_min: Array, masses: Array) -> tuple[bool, bool]:
+    """Write the minimum of the plausible rows of ``rows [B, K, V]`` to ``log_min [B, V]``, its sum to ``masses [B]``.
+
+    Returns whether a group has no plausible row, and whether a plausible row holds a NaN.
+    """
+    n_groups, n_rows, n_symbols = rows.shape
+    chosen = np.empty(n_rows, np.int64)
+    lowered = np.empty((2, min(_BLOCK, n_symbols)), rows.dtype)
+    found_nan = False
+    for group in range(n_groups):
+        n_chosen = 0
+        for row in range(n_rows):
+            if plausible[group, row]:
+                chosen[n_chosen] = row
+                n_chosen += 1
+        if n_chosen == 0:
+            return True, found_nan
+        masses[group] = 0.0
+        for start in range(0, n_symbols, _BLOCK):
+            stop = min(start + _BLOCK, n_symbols)
+            block = rows[group, :, start:stop]
+            # Eight rows at a time; from the second time on, one of the eight is the minimum so far. The last row is
+            # repeated to fill the eight, which changes no minimum.
+            least = block[chosen[0]]
+            taken, passes = 0, 0
+            while taken < n_chosen:
+                last = n_chosen - 1
+                final = taken + (8 if passes == 0 else 7) > last
+                target = log_min[group, start:stop] if final else lowered[passes % 2, : stop - start]
+                first = block[chosen[taken]] if passes == 0 else least
+                taken += 1 if passes == 0 else 0
+                nan, mass = _least_of_eight(
+                    target,
+                    first,
+                    block[chosen[min(taken, last)]],
+                    block[chosen[min(taken + 1, last)]],
+                    block[chosen[min(taken + 2, last)]],
+                    block[chosen[min(taken + 3, last)]],
+                    block[chosen[min(taken + 4, last)]],
+                    block[chosen[min(taken + 5, last)]],
+                    block[chosen[min(taken + 6, last)]],
+                )
+                found_nan |= nan
+                if final:
+                    masses[group] += mass
+                least = target
+                taken += 7
+                passes += 1
+    return False, found_nan
+
+
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})  # type: ignore[untyped-decorator]
-def _mass_float32(log_probs: Array) -> Array:
-    """Sum of exp(``log_probs [B, V]``) over the last axis, in float64: ``[B]``."""
-    masses = np.zeros(len(log_probs))
-    for group in range(len(log_probs)):
-        row = log_probs[group]
-        mass = 0.0
-        for i in range(len(row)):
-            mass += np.float64(_exp_float32(row[i]))
-        masses[group] = mass
-    return masses
+def _least_of_eight(
+    least: Array, a: Array, b: Array, c: Array, d: Array, e: Array, f: Array, g: Array, h: Array
+) -> tuple[bool, float]:
+    """Write the minimum of eight rows ``[n]`` to ``least [n]``; whether one has a NaN, and the sum of exp(least).
+
+    One pass without branches, so that it vectorises and the exp hides behind the reading. A comparison with NaN is
+    false and would lose it, hence the check. The sum is in float64: equal float32 terms would add up with a bias.
+    """
+    found_nan = False
+    mass = 0.0
+    for i in range(len(least)):
+        s, t, u, v, w, x, y, z = a[i], b[i], c[i], d[i], e[i], f[i], g[i], h[i]
+        found_nan |= (s != s) | (t != t) | (u != u) | (v != v) | (w != w) | (x != x) | (y != y) | (z != z)
+        s = s if s < t else t
+        u = u if u < v else v
+        w = w if w < x else x
+        y = y if y < z else z
+        s = s if s < u else u
+        w = w if w < y else y
+        s = s if s < w else w
+        least[i] = s
+        mass += np.float64(_exp_float32(np.float32(s)))
+    return found_nan, mass

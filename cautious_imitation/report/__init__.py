@@ -5,6 +5,6 @@ Takes plain rows (one dict a cell of the grid), so that a report can be drawn ag
 
 from __future__ import annotations
 
+from cautious_imitation.report.page import write_report
 
-
-
+__all__ = ["write_report"]

@@ -61,7 +61,7 @@ _STYLES = (
     AnchorStyle(
         "cautious-minimax",
         "Cautious, minimax",
-        "charges the distance to the worst single plausible explanation; same guarantee, fewer questions",
+        "charges the distance to the worst single plausible explanation instead, with the same guarantee",
         "#0077c8",
         "o",
     ),

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from cautious_imitation.report.anchors import ANCHORS
+from cautious_imitation.report.anchors import ANCHORS, CONTROLS
 from cautious_imitation.report.wording import setting
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def nats_axis(axes: Axes, name: str, values: Iterable[float]) -> tuple[float, fl
     zero = any(value < threshold for value in finite)
     lower = -0.15 * threshold if zero else min(positive) / 1.4
     decades = range(int(math.log10(threshold)) - 1, math.ceil(math.log10(upper)) + 1)
-    steps = (1, 2, 5) if upper / max(lower, threshold) < 60 else (1,)
+    steps = (1, 2, 5) if upper / max(lower, threshold) < 150 else (1,)
     ticks = [round(step * 10.0**power, 9) for power in decades for step in steps]
     ticks = ([0.0] if zero else []) + [tick for tick in ticks if max(lower, threshold * 0.99 if zero else 0) <= tick <= upper]
     setter, axis, limits = (
@@ -100,7 +100,8 @@ def draw_curve(
     """
     style = ANCHORS[anchor]
     finite = np.isfinite(y)
-    axes.plot(np.array(x)[finite], np.array(y)[finite], color=style.colour, linewidth=1.7, zorder=3)
+    width = 1.0 if anchor in CONTROLS else 1.9
+    axes.plot(np.array(x)[finite], np.array(y)[finite], color=style.colour, linewidth=width, zorder=3)
     draw_marks(axes, anchor, np.array(x)[finite], np.array(y)[finite])
     if low is not None and high is not None:
         axes.vlines(x, low, high, color=style.colour, linewidth=1.1, alpha=0.8, zorder=2)
@@ -120,7 +121,7 @@ def draw_curve(
 def draw_marks(axes: Axes, anchor: str, x: Sequence[float], y: Sequence[float], *, faint: bool = False) -> None:
     """Draw marks of one anchor, small and pale if ``faint``."""
     style = ANCHORS[anchor]
-    larger = 1.35 if style.marker in "*XP" else 1.0
+    larger = (1.35 if style.marker in "*XP" else 1.0) * (0.85 if anchor in CONTROLS else 1.0)
     axes.plot(
         x,
         y,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Rows: TypeAlias = Grid | Sequence[Row]
-_PANEL_INCHES = (4.6, 3.7)
+_PANEL_INCHES = (4.6, 3.45)
 KL = "kl_demonstrator_nats"
 
 ASK_RATE_BINS = (0.0, 0.01, 0.05, 0.2, 0.5, 1.0)
@@ -115,7 +115,7 @@ def reward_against_distance(rows: Rows, deployment: str | None = None) -> Figure
         _, right = nats_axis(axes, "x", distances)
         axes.set_xlabel("true distance to the demonstrator (nats)")
         axes.set_ylabel("reward an episode")
-        for (anchor, at), cells in curves.items():
+        for (anchor, at), cells in reversed(curves.items()):
             if at != where:
                 continue
             style = ANCHORS[anchor]
@@ -126,12 +126,12 @@ def reward_against_distance(rows: Rows, deployment: str | None = None) -> Figure
             axes.scatter(
                 x,
                 y,
-                s=95 if style.marker in "*XP" else 52,
+                s=150 if style.marker == "*" else 95 if style.marker in "XP" else 52,
                 marker=style.marker,
                 c=[ask_rate_colour(cell.mean("ask_rate") or 0.0) for cell in cells],
                 edgecolors=style.colour,
                 linewidths=1.7,
-                zorder=4,
+                zorder=5 if style.marker == "*" else 4,
                 clip_on=False,
             )
         axes.margins(y=0.1)
@@ -247,7 +247,7 @@ def _pale(grid: Grid, cell: Cell) -> bool:
 
 
 def _draw_curves(axes: Axes, curves: dict[tuple[str, str], list[Cell]], where: str, vary: str, metric: str) -> None:
-    for (anchor, deployment), cells in curves.items():
+    for (anchor, deployment), cells in reversed(curves.items()):  # the main anchors on top
         if deployment == where:
             spreads = [cell.metrics[metric] for cell in cells]
             draw_curve(

@@ -23,7 +23,7 @@ class Promise:
         accounting: the rule by which asking was charged.
         runs: number of optimised policies that had a budget.
         over: how many of them lie farther from the demonstrator than their budget.
-        worst: the row with the largest distance over its budget, None without runs.
+        worst: the row whose distance is the largest multiple of its budget, None without runs.
         ask_rate: mean share of steps on which it asked, None where nothing is known about asking.
     """
 
@@ -39,6 +39,10 @@ class Promise:
         return ANCHORS[self.anchor].label
 
 
+def _share_of_budget(row: Row) -> float:
+    return float(row["kl_demonstrator_nats"]) / max(float(row["budget_nats"]), TOLERANCE_NATS)
+
+
 def promise(anchor: str, rows: Sequence[Row]) -> Promise:
     """Count in ``rows`` (of one anchor and accounting) how often the budget's promise was broken."""
     held = [row for row in rows if row["budget_nats"] is not None and row["kl_demonstrator_nats"] is not None]
@@ -48,7 +52,7 @@ def promise(anchor: str, rows: Sequence[Row]) -> Promise:
         rows[0]["accounting"] if rows else None,
         len(held),
         sum(row["kl_demonstrator_nats"] > row["budget_nats"] + TOLERANCE_NATS for row in held),
-        max(held, key=lambda row: row["kl_demonstrator_nats"] - row["budget_nats"], default=None),
+        max(held, key=_share_of_budget, default=None),
         sum(asks) / len(asks) if asks else None,
     )
 
@@ -71,22 +75,28 @@ def promises_by_accounting(grid: Grid) -> list[Promise]:
 
 
 def finding(found: Sequence[Promise]) -> str:
-    """The one finding: how many policies ended farther from the demonstrator than their budget allows."""
+    """The one finding: how many policies ended farther from the demonstrator than their budget allows, and who asked."""
     if not found:
         return "No policy with a budget was found in these rows, so nothing can be said about budgets."
-    sentences = []
-    for one in found:
-        name = {"bayesian": "the Bayesian imitator", "cautious-minimax": "the cautious imitator (minimax)"}.get(
-            one.anchor, "the cautious imitator (pointwise)"
-        )
-        policies = "policy" if one.runs == 1 else "policies"
-        if one.over == 0:
-            result = f"{'the one' if one.runs == 1 else f'all {one.runs}'} {policies} stayed within the budget"
-        else:
-            many = "the one" if one.runs == 1 else count_of(one.over, one.runs)
-            result = f"{many} {policies} drifted farther from the demonstrator than the budget allows"
-        sentences.append(f"Held near {name}, {result}.")
-    return " ".join(sentences)
+    parts = []
+    cautious = [one for one in found if one.anchor in CAUTIOUS]
+    for group, name in (
+        ([one for one in found if one.anchor == "bayesian"], "the Bayesian imitator"),
+        (cautious, "a cautious imitator"),
+    ):
+        runs, over = sum(one.runs for one in group), sum(one.over for one in group)
+        if not runs:
+            continue
+        count = ("the only policy" if over else "no policy") if runs == 1 else count_of(over, runs)
+        done = "did" if parts else f"{'' if runs == 1 else 'policies '}drifted farther from the demonstrator than allowed"
+        parts.append(f"{'Held' if not parts else 'held'} within a budget of {name}, {count} {done}")
+    rates = [
+        f"{percent(one.ask_rate)} of its steps ({one.anchor.removeprefix('cautious-')})"
+        for one in cautious
+        if one.ask_rate is not None
+    ]
+    asking = f" On average the cautious one asked for help on {listed(rates)}." if rates else ""
+    return "; ".join(parts) + "." + asking
 
 
 def where(row: Row) -> str:
@@ -119,9 +129,8 @@ def _asking(grid: Grid) -> str | None:
     fewer = sum(minimax < pointwise for minimax, pointwise in pairs)
     rates = percent(_mean([pair[0] for pair in pairs])), percent(_mean([pair[1] for pair in pairs]))
     return (
-        f"Caution is paid for in questions: the minimax imitator asked the demonstrator on {rates[0]} of its steps on "
-        f"average, the pointwise one on {rates[1]}. With the same budget and data minimax asked less in "
-        f"{count_of(fewer, len(pairs))} cases."
+        f"Questions: the minimax policy asked the demonstrator on {rates[0]} of its steps on average, the pointwise one "
+        f"on {rates[1]}; with the same budget and data minimax asked less in {count_of(fewer, len(pairs))} cases."
     )
 
 
@@ -133,7 +142,7 @@ def _reward_at_equal_budget(grid: Grid) -> str | None:
     less = sum(cautious["reward"] < bayesian["reward"] for cautious, bayesian in pairs)
     means = nats(_mean([pair[0]["reward"] for pair in pairs])), nats(_mean([pair[1]["reward"] for pair in pairs]))
     return (
-        f"And in reward: with the same budget the cautious minimax policy earned less than the Bayesian one in "
+        f"Reward: with the same budget the minimax policy earned less than the Bayesian one in "
         f"{count_of(less, len(pairs))} cases (on average {means[0]} against {means[1]} an episode)."
     )
 
@@ -154,8 +163,8 @@ def _equal_reward(comparisons: Sequence[Comparison]) -> list[str]:
         words = {"better": "closer", "worse": "farther", "equal": "as close", "open": "not comparable"}
         parts = [f"{words[kind]} in {count}" for kind, count in tally.items() if count]
         sentences.append(
-            f"At equal reward in the “{deployment}” deployment, the minimax policy was {listed(parts)} of "
-            f"{len(verdicts)} comparisons with the Bayesian one, whose budget may then be smaller."
+            f"Distance at equal reward, “{deployment}” deployment: the minimax policy was {listed(parts)} of "
+            f"{len(verdicts)} comparisons with a Bayesian one of whatever budget earns as much."
         )
     return sentences
 

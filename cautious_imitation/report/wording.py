@@ -39,14 +39,14 @@ def percent(share: float | None) -> str:
 def setting(value: float | str | None) -> str:
     """The value of a setting, in full.
 
-    >>> setting(30_000), setting(0.05), setting(None)
-    ('30,000', '0.05', '–')
+    >>> setting(30_000), setting(10.0), setting(0.05), setting(None)
+    ('30,000', '10', '0.05', '–')
     """
     if value is None:
         return "–"
     if isinstance(value, str):
         return value
-    return f"{value:,}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.3g}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
 
 
 def count_of(count: int, total: int) -> str:

@@ -1,0 +1,1 @@
+"""Optimisers that maximise reward close to an anchor."""

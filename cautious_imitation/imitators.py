@@ -1,0 +1,250 @@
+"""The two base policies: a Bayesian imitator and a cautious one, thin recipes over the same engine."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from cautious_imitation.atomic_files import write_text
+from cautious_imitation.demonstrations import Demonstrations, Evidence
+from cautious_imitation.hypotheses import load_hypotheses
+from cautious_imitation.hypotheses.base import Hypotheses, check_alpha
+from cautious_imitation.plausible_sets import PlausibleSet
+from cautious_imitation.types import Action, Actor, Array, HelpNeeded, Oracle, Prediction, Query
+
+Caution: TypeAlias = Literal["pointwise", "minimax"]
+
+_SCHEMA = 1
+_MASS_TOLERANCE = 1e-6
+
+
+class BasePolicy(ABC):
+    """A policy in its role as anchor: it predicts, and it charges other policies for leaving it.
+
+    A context is a sequence of symbols, oldest first, shape ``[L]``, or ``[B, L]`` for a batch; all logs are natural.
+    """
+
+    n_symbols: int
+
+    @abstractmethod
+    def predict(self, context: Array) -> Prediction:
+        """Log-probabilities ``[..., V]`` of the actions and ``[...]`` of asking, at ``context [..., L]``."""
+
+    @abstractmethod
+    def references(self, context: Array) -> PlausibleSet:
+        """The distributions that a policy is charged against, at ``context [..., L]``."""
+
+    def charge(self, context: Array, log_pi: Array) -> Array:
+        """Largest KL(pi || nu) over the references, in nats, shape ``[...]``; ``log_pi`` is ``[..., V]``.
+
+        Infinite where the policy uses an action that a reference gives probability 0.
+        """
+        return self.references(context).worst_kl(log_pi)
+
+
+class _Imitator(BasePolicy):
+    """What both imitators share: a hypothesis class, an evidence rule, an oracle, acting and learning."""
+
+    default_evidence: ClassVar[Evidence]
+
+    def __init__(
+        self, hypotheses: Hypotheses, *, oracle: Oracle | None = None, evidence: Evidence | None = None
+    ) -> None:
+        evidence = self.default_evidence if evidence is None else evidence
+        if evidence not in get_args(Evidence):
+            raise ValueError(f"evidence must be one of {', '.join(get_args(Evidence))}, got {evidence!r}")
+        self.hypotheses = hypotheses
+        self.oracle = oracle
+        self.evidence: Evidence = evidence
+        self.n_symbols = hypotheses.n_symbols
+
+    def fit(self, demonstrations: Demonstrations | Iterable[Array]) -> Any:
+        """Learn from recorded behaviour under the evidence rule; returns self."""
+        self.hypotheses.fit(demonstrations, evidence=self.evidence)
+        return self
+
+    def act(self, context: Array, rng: np.random.Generator) -> Action | list[Action]:
+        """Act as the imitator does: sample an action, or ask the oracle with the ask probability.
+
+        Args:
+            context: ``[L]`` symbols, or ``[B, L]`` for a batch.
+            rng: source of randomness.
+
+        Returns:
+            The action and who chose it; a list of ``B`` of them for a batch. Nothing is learned: pass the action to
+            ``observe``.
+
+        Raises:
+            HelpNeeded: if the imitator asks and there is no oracle; carries the first question.
+            ValueError: if the oracle's answer is not an action.
+        """
+        prediction = self.predict(context)
+        log_probs = _numpy(prediction.log_probs).reshape(-1, self.n_symbols)
+        log_ask = _numpy(prediction.log_ask).reshape(-1)
+        contexts = _numpy(context)
+        rows = contexts.reshape(len(log_ask), -1)
+        cumulative = np.cumsum(np.exp(np.concatenate([log_probs, log_ask[:, None]], axis=1)), axis=1)
+        drawn = (cumulative / cumulative[:, -1:] <= rng.random(len(rows))[:, None]).sum(axis=1)
+        actions = []
+        for i, symbol in enumerate(drawn):
+            if symbol < self.n_symbols:
+                actions.append(Action(int(symbol), Actor.IMITATOR))
+            else:
+                query = Query(tuple(int(s) for s in rows[i]), Prediction(log_probs[i], log_ask[i]))
+                actions.append(Action(self._answer(query), Actor.DEMONSTRATOR))
+        return actions[0] if contexts.ndim == 1 else actions
+
+    def observe(self, context: Array, action: Array, actor: Actor | str) -> None:
+        """Tell the imitator what was done at ``context``, and by whom; it learns if its evidence rule says so.
+
+        Args:
+            context: ``[L]`` symbols, or ``[B, L]`` for a batch.
+            action: the symbol, or ``[B]`` of them.
+            actor: who chose it. The environment's symbols are never evidence.
+        """
+        actor = Actor(actor)
+        if actor is Actor.DEMONSTRATOR or (actor is Actor.IMITATOR and self.evidence == "all"):
+            self.hypotheses.update(context, action)
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write the imitator to ``folder``: ``imitator.json`` and the hypotheses beside it. The oracle is not saved."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.hypotheses.save(folder / "hypotheses")
+        settings = {"schema": _SCHEMA, "imitator": type(self).__name__, "hypotheses": type(self.hypotheses).__name__}
+        write_text(folder / "imitator.json", json.dumps({**settings, **self._settings()}, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str], oracle: Oracle | None = None) -> Any:
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: if ``folder`` holds no saved imitator.
+            ValueError: if it holds another kind of imitator or another version of the format.
+        """
+        path = Path(folder) / "imitator.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if settings.pop("schema", None) != _SCHEMA:
+            raise ValueError(f"{path} has another schema than {_SCHEMA}; fit and save the imitator again")
+        kind = settings.pop("imitator")
+        if kind != cls.__name__:
+            raise ValueError(f"{path} holds a {kind}, not a {cls.__name__}; use {kind}.load")
+        hypotheses = load_hypotheses(settings.pop("hypotheses"), Path(folder) / "hypotheses")
+        return cls(hypotheses, oracle=oracle, **settings)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"evidence": self.evidence}
+
+    def _answer(self, query: Query) -> int:
+        if self.oracle is None:
+            raise HelpNeeded(query)
+        answer = self.oracle(query)
+        if isinstance(answer, bool) or not isinstance(answer, (int, np.integer)) or not 0 <= answer < self.n_symbols:
+            raise ValueError(f"oracle must answer with an action in 0..{self.n_symbols - 1}, got {answer!r}")
+        return int(answer)
+
+
+class BayesianImitator(_Imitator):
+    """Predicts with the posterior mixture and never asks: the usual base policy.
+
+    Args:
+        hypotheses: the class, with its posterior.
+        oracle: never asked; accepted so that both imitators are built alike.
+        evidence: whose actions are learned from: ``"all"`` (default: its own actions as well, as a language model does
+            that conditions on its own output) or ``"demonstrator"``.
+
+    >>> from cautious_imitation.hypotheses.context_tree import ContextTree
+    >>> imitator = BayesianImitator(ContextTree(2, depth=1)).fit([[0, 1] * 20])
+    >>> imitator.predict([0]).log_probs.argmax()
+    np.int64(1)
+
+    Source: Cohen, Hutter, Bengio, Russell 2024, section 3.
+    """
+
+    default_evidence = "all"
+
+    def predict(self, context: Array) -> Prediction:
+        """Posterior mixture ``[..., V]``; the ask probability is 0."""
+        log_probs = self.hypotheses.mixture(context)
+        xp = array_namespace(log_probs)
+        return Prediction(log_probs, xp.full_like(log_probs[..., 0], -xp.inf))
+
+    def references(self, context: Array) -> PlausibleSet:
+        """The mixture alone."""
+        return PlausibleSet.points(self.hypotheses.mixture(context)[..., None, :])
+
+
+class CautiousImitator(_Imitator):
+    """Gives each action its least plausible probability, and asks with the probability that is left.
+
+    Args:
+        hypotheses: the class, with its posterior.
+        alpha: plausibility level in (0, 1]; smaller is more cautious.
+        caution: what a fine-tuned policy is charged: ``"pointwise"``, KL to the plausible minimum, or ``"minimax"``,
+            the largest KL to any plausible hypothesis, which is never more and bounds the same thing.
+        oracle: answers questions: a function from a ``Query`` to an action. Without one ``act`` raises ``HelpNeeded``.
+        evidence: ``"demonstrator"`` (default: only the demonstrator's actions, answers included) or ``"all"``.
+
+    Raises:
+        ValueError: if ``alpha``, ``caution`` or ``evidence`` is out of range.
+
+    >>> from cautious_imitation.hypotheses.context_tree import ContextTree
+    >>> imitator = CautiousImitator(ContextTree(2, depth=1), alpha=0.01).fit([[0, 1] * 20])
+    >>> [round(float(imitator.predict(c).ask_probability), 2) for c in ([0], [2])]
+    [0.21, 1.0]
+
+    Source: Cohen, Hutter, Bengio, Russell 2024, section 7; Cohen, Hutter, Nanda 2022; minimax: docs/theory.md.
+    """
+
+    default_evidence = "demonstrator"
+
+    def __init__(
+        self,
+        hypotheses: Hypotheses,
+        alpha: float,
+        caution: Caution = "pointwise",
+        *,
+        oracle: Oracle | None = None,
+        evidence: Evidence | None = None,
+    ) -> None:
+        super().__init__(hypotheses, oracle=oracle, evidence=evidence)
+        if caution not in get_args(Caution):
+            raise ValueError(f"caution must be one of {', '.join(get_args(Caution))}, got {caution!r}")
+        self.alpha = check_alpha(alpha)
+        self.caution: Caution = caution
+
+    def predict(self, context: Array) -> Prediction:
+        """Plausible minimum ``[..., V]`` and, as the ask probability, the mass that it leaves."""
+        log_probs = self.hypotheses.plausible_min(context, self.alpha)
+        return Prediction(log_probs, _log_remainder(log_probs))
+
+    def references(self, context: Array) -> PlausibleSet:
+        """The plausible minimum alone (pointwise), or every plausible member (minimax)."""
+        if self.caution == "minimax":
+            return self.hypotheses.plausible(context, self.alpha)
+        return PlausibleSet.points(self.hypotheses.plausible_min(context, self.alpha)[..., None, :])
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "alpha": self.alpha, "caution": self.caution}
+
+
+def _log_remainder(log_probs: Array) -> Array:
+    """log(1 - sum of probabilities), ``-inf`` where rounding leaves nothing; more than one is an error."""
+    xp = array_namespace(log_probs)
+    left = 1 - xp.sum(xp.exp(log_probs), axis=-1)
+    if bool(xp.any(left < -_MASS_TOLERANCE)):
+        raise ValueError(f"probabilities must sum to at most 1, got {1 - float(xp.min(left))}; the class is not normalised")
+    positive = left > 0
+    return xp.where(positive, xp.log(xp.where(positive, left, xp.ones_like(left))), xp.full_like(left, -xp.inf))
+
+
+def _numpy(array: Array) -> np.ndarray:
+    """A NumPy copy for sampling on the host; the caller's array stays what it is."""
+    return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)

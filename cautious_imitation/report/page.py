@@ -1,0 +1,167 @@
+"""``report.html``: one file with everything in it, readable without network, scripts or the paper."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from cautious_imitation.atomic_files import write_text
+from cautious_imitation.report import figures, wording
+from cautious_imitation.report.anchors import ANCHORS, anchor_style
+from cautious_imitation.report.episodes import CHARGE_LABELS, STRIP_STEPS, read_episodes
+from cautious_imitation.report.findings import (
+    certificate_check,
+    costs,
+    finding,
+    promises,
+    promises_by_accounting,
+    where,
+)
+from cautious_imitation.report.grid import COLUMNS, METRICS, Grid, Row
+from cautious_imitation.report.matched import ASK_RATE_TOLERANCE, equal_asking, equal_reward
+from cautious_imitation.report.svg import inline_svg
+
+_SHARES = ("coverage", "ask_rate", "empty_reply_share")
+
+
+def write_report(
+    path: str | PathLike[str],
+    rows: Sequence[Row],
+    episodes: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+) -> Path:
+    """Write one self-contained HTML page about a comparison; the same input gives the same bytes.
+
+    Args:
+        path: file to write; it appears whole or not at all.
+        rows: results, one mapping a cell and seed, with the keys of ``report.grid.COLUMNS``; None where a key has no
+            meaning or no value.
+        episodes: sampled episodes, each ``{anchor, budget_nats, n_demonstrations, deployment, steps}`` with steps
+            ``{speaker, act, actor, charge_nats, ask_probability}``; may be empty.
+        settings: whatever the reader should know about the run, printed at the end (JSON values).
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: if a row or an episode breaks its contract; nothing is written then.
+    """
+    page = render(rows, episodes, settings)
+    target = Path(path)
+    write_text(target, page)
+    return target
+
+
+def render(rows: Sequence[Row], episodes: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+    """The page that ``write_report`` writes."""
+    grid = Grid(rows)
+    matched = equal_reward(grid)
+    found = promises(grid)
+    kept, checked = certificate_check(grid)
+    style, script = _resource("report.css") + _colours(), _resource("report.js")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"nats": wording.nats, "percent": wording.percent, "setting": wording.setting}
+    template = environment.from_string(_resource("template.html.jinja"))
+    return template.render(
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        anchors=ANCHORS,
+        anchor_style=anchor_style,
+        grid=grid,
+        budgeted=[name for name in grid.anchors if any(row["budget_nats"] is not None for row in grid.rows_of(name))],
+        settings={key: _printed(value) for key, value in settings.items()},
+        finding=finding(found),
+        promises=found,
+        where=where,
+        costs=costs(grid, matched),
+        figures=_figures(grid),
+        equal_reward=matched,
+        equal_asking=equal_asking(grid),
+        ask_rate_tolerance=ASK_RATE_TOLERANCE,
+        accountings=promises_by_accounting(grid),
+        certificate_kept=kept,
+        certificate_checked=checked,
+        ask_rate_bins=list(zip(figures.ASK_RATE_COLOURS, figures.ASK_RATE_LABELS, strict=True)),
+        episodes=read_episodes(episodes),
+        strip_steps=STRIP_STEPS,
+        charge_labels=CHARGE_LABELS,
+        infeasible=[row for row in grid.rows if row["status"] == "infeasible"],
+        n_slack=sum(row["status"] == "slack" for row in grid.rows),
+        columns=COLUMNS,
+        table=[[_table_cell(row, key) for key in COLUMNS] for row in grid.rows],
+        numeric={*METRICS, "n_demonstrations", "budget_nats", "horizon", "ask_price", "alpha", "seed", "seconds"},
+    )
+
+
+def _figures(grid: Grid) -> dict[str, list[tuple[str, Markup]]]:
+    """Each figure as a list of (deployment, SVG), one a panel."""
+    drawn = {
+        "headline": (figures.budget_against_distance, "Distance to the demonstrator against budget, both in nats"),
+        "reward": (figures.reward_against_distance, "Reward an episode against distance to the demonstrator in nats"),
+        "demonstrations": (
+            figures.distance_against_demonstrations,
+            "Distance to the demonstrator in nats against the number of demonstrated actions",
+        ),
+        "empty-budget": (figures.empty_replies, "Share of empty replies against budget in nats"),
+        "empty-horizon": (
+            lambda grid, deployment: figures.empty_replies(grid, deployment, against="horizon"),
+            "Share of empty replies against the length of an episode",
+        ),
+    }
+    return {
+        name: [
+            (
+                deployment,
+                inline_svg(
+                    draw(grid, deployment),
+                    f"{name}-{place}",
+                    f"{words}, in the “{deployment}” deployment. The numbers are in the table of all results.",
+                ),
+            )
+            for place, deployment in enumerate(grid.deployments)
+        ]
+        for name, (draw, words) in drawn.items()
+    }
+
+
+def _table_cell(row: Row, key: str) -> tuple[str, str]:
+    """What a table shows for a value, and what it sorts by."""
+    value = row[key]
+    if value is None:
+        return "–", ""
+    if key == "anchor":
+        return anchor_style(value).label, str(list(ANCHORS).index(value))
+    if isinstance(value, str):
+        return value, value
+    shown = wording.percent(value) if key in _SHARES else wording.nats(value) if key in METRICS else None
+    return shown or wording.setting(value), repr(float(value))
+
+
+def _printed(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _colours() -> str:
+    """CSS that gives marks their colours; a strict Content-Security-Policy has no place for style attributes."""
+    anchors = [f".anchor-{name} {{ --anchor: {style.colour}; }}\n" for name, style in ANCHORS.items()]
+    asks = [f".ask-{place} {{ background: {colour}; }}\n" for place, colour in enumerate(figures.ASK_RATE_COLOURS)]
+    return "".join(anchors + asks)
+
+
+def _resource(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,227 @@
+"""Every suffix tree written out, one by one: slow and obvious answers for ``test_context_tree.py``.
+
+Nothing here comes from the library. A tree is the set of its leaves; a leaf is a context, oldest symbol first. Scores
+are closed forms of the counts, plausibility is read off the list of all trees, and what a leaf's unknown parameters may
+do is found by root finding and by search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import combinations, product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import gammaln, logsumexp, softmax, xlogy
+
+Context = tuple[int, ...]
+
+
+def suffix_trees(n_context_symbols: int, depth: int, suffix: Context = ()) -> list[frozenset[Context]]:
+    """All suffix trees below ``suffix``, each as the set of its leaves."""
+    trees = [frozenset([suffix])]
+    if len(suffix) < depth:
+        below = [suffix_trees(n_context_symbols, depth, (symbol, *suffix)) for symbol in range(n_context_symbols)]
+        trees += [frozenset().union(*subtrees) for subtrees in product(*below)]
+    return trees
+
+
+def all_contexts(n_context_symbols: int, depth: int) -> list[Context]:
+    """Every context of length at most ``depth``, the shortest first."""
+    return [c for length in range(depth + 1) for c in product(range(n_context_symbols), repeat=length)]
+
+
+@cache
+def _listing(n_context_symbols: int, depth: int) -> tuple[dict[Context, int], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Columns of the nodes, and for each tree which nodes are its leaves and its inner nodes: ``[T, N]`` each."""
+    nodes = all_contexts(n_context_symbols, depth)
+    column = {node: i for i, node in enumerate(nodes)}
+    trees = suffix_trees(n_context_symbols, depth)
+    is_leaf = np.zeros((len(trees), len(nodes)), dtype=np.bool_)
+    for row, leaves in zip(is_leaf, trees, strict=True):
+        row[[column[leaf] for leaf in leaves]] = True
+    below = np.array([[len(a) < len(b) and b[len(b) - len(a) :] == a for a in nodes] for b in nodes], dtype=np.float32)
+    return column, is_leaf, is_leaf.astype(np.float32) @ below > 0
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A plausible leaf at some context: what was seen there, and how many nats its best tree is above the threshold."""
+
+    counts: NDArray[np.int64]
+    slack_nats: float
+
+
+@dataclass(frozen=True)
+class ReferenceTrees:
+    """The posterior over all trees, from the list of (context, symbol) pairs that were learned."""
+
+    pairs: tuple[tuple[Context, int], ...]
+    n_symbols: int
+    depth: int
+    n_context_symbols: int
+    start_symbol: int
+    stop_prob: float
+    leaf: str
+    complexity: str
+
+    def path(self, context: Sequence[int]) -> list[int]:
+        """Columns of the D + 1 suffixes of the padded ``context``, the root first."""
+        padded = (self.start_symbol,) * self.depth + tuple(context)
+        return [self._column[padded[len(padded) - d :]] for d in range(self.depth + 1)]
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """How often each symbol followed each node's context: ``[N, V]``."""
+        counts = np.zeros((len(self._column), self.n_symbols), dtype=np.int64)
+        for context, symbol in self.pairs:
+            counts[self.path(context), symbol] += 1
+        return counts
+
+    @cached_property
+    def log_priors(self) -> NDArray[np.float64]:
+        """log prior of each tree, ``[T]``."""
+        shallow = np.array([len(node) < self.depth for node in self._column])
+        n_stops, n_splits = (self.is_leaf & shallow).sum(axis=1), self._is_inner.sum(axis=1)
+        return n_stops * np.log(self.stop_prob) + n_splits * np.log1p(-self.stop_prob)
+
+    @cached_property
+    def log_scores(self) -> NDArray[np.float64]:
+        """log prior + log-score of each tree, ``[T]``."""
+        return self.log_priors + self.is_leaf @ (self._kt if self.leaf == "kt" else self._profile)
+
+    @cached_property
+    def log_evidence(self) -> float:
+        """log of the probability that the mixture of all trees with KT leaves gives to all that was learned."""
+        return float(logsumexp(self.log_priors + self.is_leaf @ self._kt))
+
+    def mixture(self, context: Sequence[int]) -> NDArray[np.float64]:
+        """Posterior mean over the trees of their KT predictions at ``context``: probabilities ``[V]``."""
+        path = self.path(context)
+        predictions = self.kt_predictions[path][np.argmax(self.is_leaf[:, path], axis=1)]
+        return softmax(self.log_priors + self.is_leaf @ self._kt) @ predictions
+
+    @cached_property
+    def kt_predictions(self) -> NDArray[np.float64]:
+        """(n_a + 1/2) / (n + V/2) at each node: ``[N, V]``."""
+        return (self.counts + 0.5) / (self.counts.sum(axis=1, keepdims=True) + 0.5 * self.n_symbols)
+
+    def slacks(self, context: Sequence[int], alpha: float, rule: str = "best") -> NDArray[np.float64]:
+        """For each depth, the best tree whose leaf at ``context`` has that depth against the threshold, nats ``[D+1]``."""
+        best = np.array([self.log_scores[self.is_leaf[:, node]].max() for node in self.path(context)])
+        threshold = (best.max() if rule == "best" else self.log_evidence) + np.log(alpha)
+        return best - min(threshold, best.max())
+
+    def plausible(self, context: Sequence[int], alpha: float, rule: str = "best") -> list[Leaf]:
+        """The plausible leaves at ``context``."""
+        slacks = self.slacks(context, alpha, rule)
+        return [Leaf(self.counts[n], s) for n, s in zip(self.path(context), slacks, strict=True) if s >= 0]
+
+    @property
+    def is_leaf(self) -> NDArray[np.bool_]:
+        """Which nodes are leaves of which tree: ``[T, N]``."""
+        return _listing(self.n_context_symbols, self.depth)[1]
+
+    @property
+    def _is_inner(self) -> NDArray[np.bool_]:
+        return _listing(self.n_context_symbols, self.depth)[2]
+
+    @property
+    def _column(self) -> dict[Context, int]:
+        return _listing(self.n_context_symbols, self.depth)[0]
+
+    @property
+    def _kt(self) -> NDArray[np.float64]:
+        """Log marginal likelihood of each node's counts under a Dirichlet(1/2) prior (the order of symbols is given)."""
+        half, n = 0.5 * self.n_symbols, self.counts.sum(axis=1)
+        return gammaln(half) - gammaln(half + n) + (gammaln(self.counts + 0.5) - gammaln(0.5)).sum(axis=1)
+
+    @property
+    def _profile(self) -> NDArray[np.float64]:
+        """Maximised log-likelihood of each node's counts less the complexity."""
+        n = self.counts.sum(axis=1)
+        free = {
+            "none": 0.0 * n,
+            "support": np.maximum((self.counts > 0).sum(axis=1) - 1, 0),
+            "bic": self.n_symbols - 1 + 0 * n,
+        }[self.complexity]
+        return xlogy(self.counts, self.counts).sum(axis=1) - xlogy(n, n) - free / 2 * np.log(n + 1)
+
+
+def learned_pairs(sequences: Iterable[Sequence[int]], n_symbols: int) -> Iterator[tuple[Context, int]]:
+    """(context, symbol) for every symbol below ``n_symbols``; contexts stay within their sequence."""
+    for sequence in sequences:
+        for t, symbol in enumerate(sequence):
+            if symbol < n_symbols:
+                yield tuple(int(s) for s in sequence[:t]), int(symbol)
+
+
+def least_probability(leaf: Leaf, action: int) -> float:
+    """Least probability of ``action`` over the parameters within the leaf's slack of its maximum likelihood."""
+    n, seen = int(leaf.counts.sum()), int(leaf.counts[action])
+    if seen == 0:
+        return 0.0
+
+    def loss(log_q: float) -> float:
+        rest = (n - seen) * (np.log1p(-seen / n) - np.log1p(-np.exp(log_q))) if seen < n else 0.0
+        return seen * (np.log(seen / n) - log_q) + rest - leaf.slack_nats
+
+    high = np.log(seen / n)
+    return float(np.exp(brentq(loss, high - 1.0 - 50 * (leaf.slack_nats + n), high, xtol=1e-14))) if n else 0.0
+
+
+def worst_kl_by_search(p: NDArray[np.float64], radius: float, pi: NDArray[np.float64]) -> float:
+    """max KL(pi || theta) over {theta: KL(p || theta) <= radius} for at most three actions, in nats.
+
+    The maximum of a convex function is on the boundary: found on rays from p, over the whole circle of directions, in
+    each face of the simplex that holds p.
+    """
+    if (pi[p == 0] > 0).any() or radius == np.inf:
+        return np.inf
+    unseen, largest = np.flatnonzero(p == 0), _kl(pi, p)
+    for size in range(len(unseen) + 1):
+        for extra in combinations(unseen, size):
+            face = np.sort(np.concatenate([np.flatnonzero(p > 0), extra]).astype(int))
+            if len(face) == 2:
+                for direction in ([1.0, -1.0], [-1.0, 1.0]):
+                    largest = max(largest, _on_ray(p[face], radius, pi[face], np.array([direction]))[0])
+            elif len(face) == 3:
+                largest = max(largest, _on_circle(p[face], radius, pi[face]))
+    return float(largest)
+
+
+def _on_circle(p: NDArray[np.float64], radius: float, pi: NDArray[np.float64]) -> float:
+    def value(angle: NDArray[np.float64]) -> NDArray[np.float64]:
+        across, along = np.array([1.0, -1.0, 0.0]) / np.sqrt(2), np.array([1.0, 1.0, -2.0]) / np.sqrt(6)
+        return _on_ray(p, radius, pi, np.cos(angle)[:, None] * across + np.sin(angle)[:, None] * along)
+
+    # An irrational number of steps, so that symmetric problems are not hit exactly by luck.
+    angles = np.linspace(0.0, 2 * np.pi, 1000) + np.sqrt(2) / 1000
+    best = angles[np.argmax(value(angles))]
+    step = angles[1] - angles[0]
+    fine = minimize_scalar(
+        lambda angle: -value(np.array([angle]))[0], bounds=(best - step, best + step), options={"xatol": 1e-10}
+    )
+    return -float(fine.fun)
+
+
+def _on_ray(
+    p: NDArray[np.float64], radius: float, pi: NDArray[np.float64], directions: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """KL(pi || theta) where each ray ``p + t direction`` leaves the ball, by bisection; -inf where it leaves the simplex."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        farthest = np.where(directions < 0, -p / directions, np.inf).min(axis=1)
+        low, high = np.zeros(len(directions)), farthest
+        for _ in range(100):
+            middle = 0.5 * (low + high)
+            inside = _kl(p, p + middle[:, None] * directions) <= radius
+            low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+        return np.where(farthest > 0, _kl(pi, p + low[:, None] * directions), -np.inf)
+
+
+def _kl(pi: NDArray[np.float64], nu: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(pi > 0, pi * (np.log(np.where(pi > 0, pi, 1.0)) - np.log(nu)), 0.0).sum(axis=-1)
