@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save
 
 
 @contextmanager
@@ -75,7 +76,5 @@ def write_safetensors(
     Raises:
         OSError: if the folder does not exist or cannot be written to.
     """
-    from safetensors.numpy import save
-
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     write_bytes(path, save(contiguous, metadata=dict(metadata) if metadata else None))

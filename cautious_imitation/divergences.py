@@ -5,8 +5,8 @@ asking. When nu <= tau for every action, some divergences from nu are upper boun
 demonstrator tau, without knowing tau, and some are not: ``BOUNDS_DEMONSTRATOR`` says which. The bound is per step; over
 a whole episode only KL adds up.
 
-Every function takes arrays of shape ``[..., V]`` that broadcast, NumPy or torch, and returns ``[...]`` of the same kind;
-gradients flow through torch. ``0 log 0`` is 0. NaN in, NaN out.
+Every function takes arrays of shape ``[..., V]`` that broadcast, NumPy or torch, and returns ``[...]`` of the same
+kind; gradients flow through torch. ``0 log 0`` is 0. NaN in, NaN out.
 """
 
 from __future__ import annotations
@@ -104,14 +104,15 @@ def hellinger(log_pi: Array, log_nu: Array) -> Array:
 
 
 def reverse_kl(log_pi: Array, log_nu: Array) -> Array:
-    """KL(nu || pi), in nats. Does NOT bound KL(tau || pi) when nu <= tau, and is negative for many sub-distributions."""
+    """KL(nu || pi), in nats. Does NOT bound KL(tau || pi) when nu <= tau; negative for many sub-distributions."""
     return kl(log_nu, log_pi)
 
 
 def jensen_shannon(log_pi: Array, log_nu: Array) -> Array:
     """(KL(pi || m) + KL(nu || m)) / 2 with m = (pi + nu) / 2, in nats. Does NOT bound the one to tau when nu <= tau."""
     xp = array_namespace(log_pi, log_nu)
-    log_middle = xp.logaddexp(_finite(log_pi), _finite(log_nu)) - log(2)
+    with np.errstate(invalid="ignore"):  # NaN is told by the value, not by a warning
+        log_middle = xp.logaddexp(_finite(log_pi), _finite(log_nu)) - log(2)
     return (kl(log_pi, log_middle) + kl(log_nu, log_middle)) / 2
 
 

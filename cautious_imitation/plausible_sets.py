@@ -92,6 +92,16 @@ class PlausibleSet:
         distance = kl(self.log_centres, log_probs[..., None, :])
         return xp.any(self.plausible & (distance <= self.radii_nats + tolerance_nats), axis=-1)
 
+    def covers(self, log_tau: Array, tolerance_nats: float = 1e-9) -> Array:
+        """Whether ``worst_kl(pi)`` bounds KL(pi || tau) for every pi: booleans ``[...]``; ``log_tau`` is ``[..., V]``.
+
+        True where tau lies in one of the set's balls, or where a member is at most tau action by action.
+        """
+        self._check(log_tau, "log_tau")
+        xp = array_namespace(log_tau, self.log_centres)
+        below = xp.all(self.log_centres <= log_tau[..., None, :] + tolerance_nats, axis=-1)
+        return self.contains(log_tau, tolerance_nats) | xp.any(self.plausible & below, axis=-1)
+
     def best_response(self, q_values: Array, multiplier: float) -> tuple[Array, Array]:
         """The policy that maximises pi.Q - multiplier * worst_kl(pi).
 

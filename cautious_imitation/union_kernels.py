@@ -1,9 +1,11 @@
 """Compiled routines for a union of KL balls, the plausible set at one context: worst charge and best response.
 
-The best response solves max_pi min_nu [pi.gain - KL(pi || nu)] with nu anywhere in the union. Where one ball is worst
-for its own best response, that is the saddle. Elsewhere the adversary is a geometric mixture of a few worst cases: they
-are found one by one (cutting planes) and weighted by minimising the convex function log sum_a e^gain prod_j nu_j^u_j
-(source: docs/theory.md, "Minimax caution").
+The best response solves max_pi min_nu [pi.gain - KL(pi || nu)] with nu anywhere in the union. Where one member is worst
+for its own best response, that is the saddle. Elsewhere the adversary is a geometric mixture of several worst cases. For
+single distributions they are found one by one (cutting planes) and weighted by minimising the convex function
+log sum_a e^gain prod_j nu_j^u_j, which is exact. For balls the response to the worst single member is kept: its charge is
+still the exact worst case over all members, and the bound that comes with it says how far from the saddle it can be
+(docs/theory.md, "Minimax caution").
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 MAX_CUTS = 24
-"""Worst cases kept while refining one response; members of small sets, several points of a ball."""
+"""Worst cases kept while refining one response."""
 
 _SADDLE_TOLERANCE = 1e-10
 _MAX_ROUNDS = 24
@@ -156,10 +158,11 @@ def union_best_response(
     """
     n_members, n = p.shape
     trial, nu, ratio, theta, worst = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
-    count, shift = 0, -np.inf
+    count, shift, balls = 0, -np.inf, False
     for m in range(n_members):
         if plausible[m]:
             count += 1
+            balls = balls or radii[m] > 0.0
             if radii[m] == np.inf:
                 return -np.inf, np.inf
             for a in range(n):
@@ -182,7 +185,7 @@ def union_best_response(
     if count == 1:
         return shift + best, charge
     honest = union_worst_kl(log_p, p, radii, plausible, pi, ratio, theta, trial)
-    if honest - charge <= _SADDLE_TOLERANCE * (1.0 + charge):
+    if balls or honest - charge <= _SADDLE_TOLERANCE * (1.0 + charge):
         return shift + best, max(honest, charge)
     cuts = np.empty((MAX_CUTS, n))
     u, means = np.zeros(MAX_CUTS), np.empty(MAX_CUTS)

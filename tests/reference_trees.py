@@ -14,7 +14,7 @@ from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import brentq
 from scipy.special import gammaln, logsumexp, softmax, xlogy
 
 Context = tuple[int, ...]
@@ -53,6 +53,18 @@ class Leaf:
 
     counts: NDArray[np.int64]
     slack_nats: float
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """Frequencies, ``[V]``; uniform where nothing was seen."""
+        n = self.counts.sum()
+        return self.counts / n if n else np.full(len(self.counts), 1 / len(self.counts))
+
+    @property
+    def radius_nats(self) -> float:
+        """How far KL(centre || theta) may go before the log-likelihood has lost the slack."""
+        n = self.counts.sum()
+        return self.slack_nats / n if n else np.inf
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,7 @@ class ReferenceTrees:
         return (self.counts + 0.5) / (self.counts.sum(axis=1, keepdims=True) + 0.5 * self.n_symbols)
 
     def slacks(self, context: Sequence[int], alpha: float, rule: str = "best") -> NDArray[np.float64]:
-        """For each depth, the best tree whose leaf at ``context`` has that depth against the threshold, nats ``[D+1]``."""
+        """Nats from the threshold to the best tree whose leaf at ``context`` has depth d, for each d: ``[D + 1]``."""
         best = np.array([self.log_scores[self.is_leaf[:, node]].max() for node in self.path(context)])
         threshold = (best.max() if rule == "best" else self.log_evidence) + np.log(alpha)
         return best - min(threshold, best.max())
@@ -135,7 +147,7 @@ class ReferenceTrees:
 
     @property
     def _kt(self) -> NDArray[np.float64]:
-        """Log marginal likelihood of each node's counts under a Dirichlet(1/2) prior (the order of symbols is given)."""
+        """Log marginal likelihood of each node's symbols, in their order, under a Dirichlet(1/2) prior."""
         half, n = 0.5 * self.n_symbols, self.counts.sum(axis=1)
         return gammaln(half) - gammaln(half + n) + (gammaln(self.counts + 0.5) - gammaln(0.5)).sum(axis=1)
 
@@ -159,18 +171,17 @@ def learned_pairs(sequences: Iterable[Sequence[int]], n_symbols: int) -> Iterato
                 yield tuple(int(s) for s in sequence[:t]), int(symbol)
 
 
-def least_probability(leaf: Leaf, action: int) -> float:
-    """Least probability of ``action`` over the parameters within the leaf's slack of its maximum likelihood."""
-    n, seen = int(leaf.counts.sum()), int(leaf.counts[action])
-    if seen == 0:
-        return 0.0
+def least_probability(p: float, radius: float) -> float:
+    """Least q with KL(Bernoulli p || Bernoulli q) <= radius: the least probability of one action over a ball."""
+    if p == 0 or radius == 0 or radius == np.inf:
+        return p if radius == 0 else 0.0
 
-    def loss(log_q: float) -> float:
-        rest = (n - seen) * (np.log1p(-seen / n) - np.log1p(-np.exp(log_q))) if seen < n else 0.0
-        return seen * (np.log(seen / n) - log_q) + rest - leaf.slack_nats
+    def excess(log_q: float) -> float:
+        rest = (1 - p) * (np.log1p(-p) - np.log1p(-np.exp(log_q))) if p < 1 else 0.0
+        return p * (np.log(p) - log_q) + rest - radius
 
-    high = np.log(seen / n)
-    return float(np.exp(brentq(loss, high - 1.0 - 50 * (leaf.slack_nats + n), high, xtol=1e-14))) if n else 0.0
+    # At the lower end p (log p - log q) alone exceeds the radius and what the rest can take off.
+    return float(np.exp(brentq(excess, np.log(p) - 1 - (radius + 1) / p, np.log(p), xtol=1e-14)))
 
 
 def worst_kl_by_search(p: NDArray[np.float64], radius: float, pi: NDArray[np.float64]) -> float:
@@ -198,24 +209,23 @@ def _on_circle(p: NDArray[np.float64], radius: float, pi: NDArray[np.float64]) -
         across, along = np.array([1.0, -1.0, 0.0]) / np.sqrt(2), np.array([1.0, 1.0, -2.0]) / np.sqrt(6)
         return _on_ray(p, radius, pi, np.cos(angle)[:, None] * across + np.sin(angle)[:, None] * along)
 
-    # An irrational number of steps, so that symmetric problems are not hit exactly by luck.
-    angles = np.linspace(0.0, 2 * np.pi, 1000) + np.sqrt(2) / 1000
-    best = angles[np.argmax(value(angles))]
-    step = angles[1] - angles[0]
-    fine = minimize_scalar(
-        lambda angle: -value(np.array([angle]))[0], bounds=(best - step, best + step), options={"xatol": 1e-10}
-    )
-    return -float(fine.fun)
+    # Not a fraction of the circle, so that symmetric problems are not hit exactly by luck.
+    middle, reach = np.sqrt(2), np.pi
+    for _ in range(4):
+        angles = np.linspace(middle - reach, middle + reach, 201)
+        values = value(angles)
+        middle, reach = angles[np.argmax(values)], angles[1] - angles[0]
+    return float(values.max())
 
 
 def _on_ray(
     p: NDArray[np.float64], radius: float, pi: NDArray[np.float64], directions: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """KL(pi || theta) where each ray ``p + t direction`` leaves the ball, by bisection; -inf where it leaves the simplex."""
+    """KL(pi || theta) where each ray ``p + t direction`` leaves the ball, by bisection; -inf outside the simplex."""
     with np.errstate(divide="ignore", invalid="ignore"):
         farthest = np.where(directions < 0, -p / directions, np.inf).min(axis=1)
         low, high = np.zeros(len(directions)), farthest
-        for _ in range(100):
+        for _ in range(52):
             middle = 0.5 * (low + high)
             inside = _kl(p, p + middle[:, None] * directions) <= radius
             low, high = np.where(inside, middle, low), np.where(inside, high, middle)
@@ -225,3 +235,73 @@ def _on_ray(
 def _kl(pi: NDArray[np.float64], nu: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(pi > 0, pi * (np.log(np.where(pi > 0, pi, 1.0)) - np.log(nu)), 0.0).sum(axis=-1)
+
+
+class RecursiveTrees:
+    """The same two quantities from a recursion over the contexts that occurred, for classes too large to list.
+
+    Args:
+        pairs: what was learned, as (context, symbol).
+        log_split: log(1 - stop_prob), given itself because 1 - stop_prob may not be a double.
+    """
+
+    def __init__(
+        self,
+        pairs: Iterable[tuple[Context, int]],
+        *,
+        n_symbols: int,
+        depth: int,
+        n_context_symbols: int,
+        start_symbol: int,
+        log_stop: float,
+        log_split: float,
+    ) -> None:
+        self.n_symbols, self.depth, self.k, self.start_symbol = n_symbols, depth, n_context_symbols, start_symbol
+        self.log_stop, self.log_split = log_stop, log_split
+        self.counts: dict[Context, NDArray[np.int64]] = {}
+        self.best = cache(self._best)
+        for context, symbol in pairs:
+            for node in self.path(context):
+                self.counts.setdefault(node, np.zeros(n_symbols, dtype=np.int64))[symbol] += 1
+
+    def path(self, context: Sequence[int]) -> list[Context]:
+        padded = (self.start_symbol,) * self.depth + tuple(context)[max(0, len(context) - self.depth) :]
+        return [padded[len(padded) - d :] for d in range(self.depth + 1)]
+
+    def _best(self, node: Context) -> float:
+        """Best log-score of a tree below ``node``, KT leaves."""
+        if node not in self.counts:
+            return self._unseen(len(node))
+        if len(node) == self.depth:
+            return self.kt(node)
+        below = sum(self.best((c, *node)) for c in range(self.k))
+        return max(self.log_stop + self.kt(node), self.log_split + below)
+
+    def evidence(self, node: Context = ()) -> float:
+        """log of the mixture's probability of what was learned below ``node``."""
+        if node not in self.counts:
+            return 0.0
+        if len(node) == self.depth:
+            return self.kt(node)
+        below = sum(self.evidence((c, *node)) for c in range(self.k))
+        return float(np.logaddexp(self.log_stop + self.kt(node), self.log_split + below))
+
+    def slacks(self, context: Sequence[int], alpha: float) -> NDArray[np.float64]:
+        """M_d - max M - log alpha for each depth d, ``[D + 1]``."""
+        above, path, scores = 0.0, self.path(context), []
+        for d, node in enumerate(path):
+            scores.append(above + self.kt(node) + (self.log_stop if d < self.depth else 0.0))
+            if d < self.depth:
+                off_path = [(c, *node) for c in range(self.k) if (c, *node) != path[d + 1]]
+                above += self.log_split + sum(self.best(other) for other in off_path)
+        return np.array(scores) - max(scores) - np.log(alpha)
+
+    def kt(self, node: Context) -> float:
+        counts, half = self.counts.get(node, np.zeros(self.n_symbols)), 0.5 * self.n_symbols
+        n = counts.sum()
+        return float(gammaln(half) - gammaln(half + n) + (gammaln(counts + 0.5) - gammaln(0.5)).sum())
+
+    def _unseen(self, depth: int) -> float:
+        if depth == self.depth:
+            return 0.0
+        return max(self.log_stop, self.log_split + self.k * self._unseen(depth + 1))

@@ -178,6 +178,13 @@ def test_a_reset_mask_leaves_the_others_alone() -> None:
     envs.step(np.array([0, 0, 0]))
     observation, _ = envs.reset(options={"reset_mask": np.array([False, True, False])})
     assert observation["symbols_left"].tolist() == [5, 7, 5]
+    for _ in range(3):
+        observation, _, terminated, _, _ = envs.step(np.array([0, 0, 0]))
+    assert terminated.tolist() == [True, False, True]
+    envs.reset(options={"reset_mask": np.array([True, False, False])})
+    observation, rewards, *_ = envs.step(np.array([0, 0, 0]))
+    assert observation["symbols_left"].tolist() == [5, 0, 7]
+    assert rewards.tolist() == [1, 1, 0]
     with pytest.raises(ValueError, match="reset_mask must hold 3 booleans"):
         envs.reset(options={"reset_mask": np.array([1, 0, 0])})
 

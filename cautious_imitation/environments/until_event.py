@@ -81,6 +81,9 @@ class UntilEventWorld:
     def log_weights(self, evidence: Evidence) -> FloatArray:
         """``[S, K]`` posterior log-weights of the members in each state.
 
+        Under ``demonstrator`` they are frozen as deployment begins: a state does not hold who took an action, so
+        answers to questions are not learned.
+
         Raises:
             ValueError: if ``evidence`` is unknown.
         """

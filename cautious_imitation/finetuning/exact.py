@@ -155,17 +155,18 @@ class ExactSolver:
         columns = [loose, problem.sweep(0.0, 1.0, 0.0)]
         if limit is not None:
             columns.append(problem.sweep(0.0, _SMALLEST_MULTIPLIER, 1.0))
-        best_bound, gap, weights = np.inf, np.inf, np.zeros(0)
+        best_bound = np.inf
         while len(columns) < _MAX_SWEEPS:
-            weights, value, multiplier, extra, missing = _master(columns, price, budget.nats, limit)
+            _, value, multiplier, extra, missing = _master(columns, price, budget.nats, limit)
             column = problem.sweep(1.0, max(multiplier, _SMALLEST_MULTIPLIER), price + extra)
             dual = column.bound + column.multiplier * budget.nats + extra * (limit or 0.0)
             best_bound = min(best_bound, dual)
-            gap = best_bound - value
-            if missing <= 0.0 and gap <= self.tolerance * max(1.0, abs(value)):
+            # What the new policy adds to the mixture at these prices: nothing more to be had means that we are done.
+            gain = column.reward - (price + extra) * column.asks - multiplier * column.charge
+            improvement = gain + multiplier * budget.nats + extra * (limit or 0.0) - value
+            if missing <= 0.0 and improvement <= self.tolerance * max(1.0, abs(value)):
                 break
             columns.append(column)
-            weights = np.append(weights, 0.0)
         weights, value, multiplier, extra, missing = _master(columns, price, budget.nats, limit)
         if missing > 1e-9 * max(1.0, budget.nats):
             raise BudgetInfeasible(budget, limit, budget.nats + missing)

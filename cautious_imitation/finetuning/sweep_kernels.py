@@ -159,8 +159,12 @@ def expectations(
     policies: Floats,
     act_share: Floats,
     act_charge: Floats,
+    visits: Floats,
 ) -> Floats:
-    """Exact expected sums over an episode under one policy: a vector indexed by the names above."""
+    """Exact expected sums over an episode under one policy: a vector indexed by the names above.
+
+    ``visits [rows]`` gets the expected number of decisions at each of the agent's states.
+    """
     n_states, n = reward.shape
     out, here, after = np.zeros(N_EXPECTATIONS), np.zeros(n_states), np.zeros(n_states)
     done = np.empty(n)
@@ -187,6 +191,7 @@ def expectations(
                         kl_done += done[a] * (np.log(done[a]) - np.log(tau)) if tau > 0.0 else np.inf
                 free = act * act_charge[t, r] if act > 0.0 else 0.0
                 out[DECISIONS] += weight
+                visits[r] += weight
                 out[ASKS] += weight * (1.0 - act)
                 out[FREE_CHARGE] += weight * free
                 out[CHARGE] += weight * (_outcome_charge(act, act_charge[t, r], log_ask[r]) if outcome else free)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 
@@ -32,7 +33,7 @@ class AnchorStyle:
         """The marker's outline as SVG path data, about 2 units wide and high, y pointing down."""
         marker = MarkerStyle(self.marker)
         path = marker.get_path().transformed(marker.get_transform())
-        largest = max(abs(path.vertices).max(), 1e-9)
+        largest = np.abs(np.asarray(path.vertices)).max()
         commands = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
         parts = []
         for vertices, code in path.iter_segments():
@@ -67,7 +68,11 @@ _STYLES = (
     ),
     AnchorStyle("none", "No anchor", "the optimiser chases reward with nothing to hold it", "#80868e", "X"),
     AnchorStyle(
-        "demonstrator", "Demonstrator", "the ideal: the trusted policy itself in the anchor's place, if only it were known", "#a5790a", "*"
+        "demonstrator",
+        "Demonstrator",
+        "the ideal: the trusted policy itself in the anchor's place, if only it were known",
+        "#a5790a",
+        "*",
     ),
     AnchorStyle(
         "bayesian-asks-max-prob",

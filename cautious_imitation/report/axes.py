@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
@@ -35,8 +34,8 @@ def dress(axes: Axes) -> None:
     axes.tick_params(colors=INK, labelsize=TEXT_POINTS, length=3, which="both")
     for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
         label.set_color(INK)
-        label.set_size(TEXT_POINTS)
-    axes.title.set_size(TEXT_POINTS + 1)
+        label.set_fontsize(TEXT_POINTS)
+    axes.title.set_fontsize(TEXT_POINTS + 1)
 
 
 def nats_axis(axes: Axes, name: str, values: Iterable[float]) -> tuple[float, float]:
@@ -55,7 +54,9 @@ def nats_axis(axes: Axes, name: str, values: Iterable[float]) -> tuple[float, fl
     decades = range(int(math.log10(threshold)) - 1, math.ceil(math.log10(upper)) + 1)
     steps = (1, 2, 5) if upper / max(lower, threshold) < 150 else (1,)
     ticks = [round(step * 10.0**power, 9) for power in decades for step in steps]
-    ticks = ([0.0] if zero else []) + [tick for tick in ticks if max(lower, threshold * 0.99 if zero else 0) <= tick <= upper]
+    ticks = ([0.0] if zero else []) + [
+        tick for tick in ticks if max(lower, threshold * 0.99 if zero else 0) <= tick <= upper
+    ]
     setter, axis, limits = (
         (axes.set_xscale, axes.xaxis, axes.set_xlim) if name == "x" else (axes.set_yscale, axes.yaxis, axes.set_ylim)
     )
@@ -99,13 +100,14 @@ def draw_curve(
     An infinite value is drawn as an arrow head at the upper edge, joined to nothing.
     """
     style = ANCHORS[anchor]
-    finite = np.isfinite(y)
+    finite = [(place, value) for place, value in zip(x, y, strict=True) if math.isfinite(value)]
+    shown_x, shown_y = [place for place, _ in finite], [value for _, value in finite]
     width = 1.0 if anchor in CONTROLS else 1.9
-    axes.plot(np.array(x)[finite], np.array(y)[finite], color=style.colour, linewidth=width, zorder=3)
-    draw_marks(axes, anchor, np.array(x)[finite], np.array(y)[finite])
+    axes.plot(shown_x, shown_y, color=style.colour, linewidth=width, zorder=3)
+    draw_marks(axes, anchor, shown_x, shown_y)
     if low is not None and high is not None:
         axes.vlines(x, low, high, color=style.colour, linewidth=1.1, alpha=0.8, zorder=2)
-    for place in np.array(x)[~finite]:
+    for place in (place for place, value in zip(x, y, strict=True) if not math.isfinite(value)):
         axes.annotate(
             "∞",
             (place, 1.0),

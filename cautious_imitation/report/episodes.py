@@ -77,18 +77,22 @@ class Episode:
 
     @property
     def n_agent_steps(self) -> int:
+        """How many steps were the agent's, whoever acted in its place."""
         return sum(step.agent for step in self.steps)
 
     @property
     def n_asked(self) -> int:
+        """How many of them the demonstrator took on being asked."""
         return sum(step.asked for step in self.steps)
 
     @property
     def n_turns(self) -> int:
+        """How many turns the agent had."""
         return sum(turn.agent for turn in self.turns)
 
     @property
     def n_empty(self) -> int:
+        """How many of those said nothing."""
         return sum(turn.agent and turn.empty for turn in self.turns)
 
 
@@ -102,9 +106,7 @@ def read_episodes(episodes: Sequence[Mapping[str, Any]]) -> list[Episode]:
     for index, episode in enumerate(episodes):
         style = anchor_style(episode["anchor"])
         steps = tuple(_step(step, f"episodes[{index}] steps[{place}]") for place, step in enumerate(episode["steps"]))
-        found.append(
-            Episode(style, episode["deployment"], episode["budget_nats"], episode["n_demonstrations"], steps)
-        )
+        found.append(Episode(style, episode["deployment"], episode["budget_nats"], episode["n_demonstrations"], steps))
     order = list(ANCHORS)
     deployments = {"same": 0, "novel": 1}
     return sorted(

@@ -28,14 +28,16 @@ from cautious_imitation.report.axes import (
     nats_axis,
     percent_axis,
 )
-from cautious_imitation.report.grid import Cell, Grid, Row
+from cautious_imitation.report.grid import KL, Cell, Grid, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Rows: TypeAlias = Grid | Sequence[Row]
+Curves: TypeAlias = dict[tuple[str, str], list[Cell]]
+"""Cells by anchor and deployment."""
+
 _PANEL_INCHES = (4.6, 3.45)
-KL = "kl_demonstrator_nats"
 
 ASK_RATE_BINS = (0.0, 0.01, 0.05, 0.2, 0.5, 1.0)
 ASK_RATE_LABELS = ("under 1 %", "1–5 %", "5–20 %", "20–50 %", "50 % or more")
@@ -101,7 +103,7 @@ def budget_against_distance(rows: Rows, deployment: str | None = None) -> Figure
         _draw_curves(axes, curves, where, "budget_nats", KL)
         axes.set_ylim(bottom, top)
 
-    return _panels(grid, draw, deployment, sorted({anchor for anchor, _ in curves}, key=list(ANCHORS).index))
+    return _panels(grid, draw, deployment, curves)
 
 
 def reward_against_distance(rows: Rows, deployment: str | None = None) -> Figure:
@@ -154,7 +156,7 @@ def reward_against_distance(rows: Rows, deployment: str | None = None) -> Figure
         Line2D([], [], linestyle="none", marker="o", markersize=7, color=colour, label=f"asks {label}")
         for colour, label in zip(ASK_RATE_COLOURS, ASK_RATE_LABELS, strict=True)
     ]
-    return _panels(grid, draw, deployment, sorted({a for a, _ in curves}, key=list(ANCHORS).index), extra)
+    return _panels(grid, draw, deployment, curves, extra)
 
 
 def distance_against_demonstrations(rows: Rows, deployment: str | None = None) -> Figure:
@@ -185,7 +187,7 @@ def distance_against_demonstrations(rows: Rows, deployment: str | None = None) -
             )
         _draw_curves(axes, curves, where, "n_demonstrations", KL)
 
-    return _panels(grid, draw, deployment, sorted({a for a, _ in curves}, key=list(ANCHORS).index))
+    return _panels(grid, draw, deployment, curves)
 
 
 def empty_replies(rows: Rows, deployment: str | None = None, *, against: str = "budget_nats") -> Figure:
@@ -217,18 +219,16 @@ def empty_replies(rows: Rows, deployment: str | None = None, *, against: str = "
         axes.set_ylabel("replies that are empty")
         _draw_curves(axes, curves, where, against, "empty_reply_share")
 
-    return _panels(grid, draw, deployment, sorted({a for a, _ in curves}, key=list(ANCHORS).index))
+    return _panels(grid, draw, deployment, curves)
 
 
 def _grid(rows: Rows) -> Grid:
     return rows if isinstance(rows, Grid) else Grid(rows)
 
 
-def _curves(
-    grid: Grid, vary: str, need: Sequence[str], *, budgeted: bool = False
-) -> dict[tuple[str, str], list[Cell]]:
+def _curves(grid: Grid, vary: str, need: Sequence[str], *, budgeted: bool = False) -> Curves:
     """Cells along ``vary`` for each anchor and deployment that has any; ``budgeted`` keeps those with a budget."""
-    curves = {}
+    curves: Curves = {}
     for anchor in grid.anchors:
         for deployment in grid.deployments:
             cells = grid.curve(anchor, deployment, vary, need)
@@ -246,7 +246,7 @@ def _pale(grid: Grid, cell: Cell) -> bool:
     return cell.n_demonstrations not in (None, grid.reference["n_demonstrations"]) and all(others)
 
 
-def _draw_curves(axes: Axes, curves: dict[tuple[str, str], list[Cell]], where: str, vary: str, metric: str) -> None:
+def _draw_curves(axes: Axes, curves: Curves, where: str, vary: str, metric: str) -> None:
     for (anchor, deployment), cells in reversed(curves.items()):  # the main anchors on top
         if deployment == where:
             spreads = [cell.metrics[metric] for cell in cells]
@@ -264,21 +264,24 @@ def _panels(
     grid: Grid,
     draw: Callable[[Axes, str], None],
     deployment: str | None,
-    anchors: Sequence[str],
+    curves: Curves,
     extra: Sequence[Line2D] = (),
 ) -> Figure:
     """One panel for ``deployment``, or all panels with titles and a legend."""
     if deployment is not None and deployment not in grid.deployments:
         raise ValueError(f"deployment must be one of {', '.join(grid.deployments)}, got {deployment!r}")
     shown = grid.deployments if deployment is None else (deployment,)
+    anchors = [name for name in grid.anchors if any(name == anchor for anchor, _ in curves)]
     width, height = _PANEL_INCHES
-    figure = Figure(
-        figsize=(width * len(shown), height + (0.55 if deployment is None else 0.0)), layout="constrained"
-    )
+    figure = Figure(figsize=(width * len(shown), height + (0.55 if deployment is None else 0.0)), layout="constrained")
     figure.set_facecolor("white")
     for column, name in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), column + 1)
-        draw(axes, name)
+        if any(name == where for _, where in curves):
+            draw(axes, name)
+        else:
+            axes.set(xticks=[], yticks=[])
+            axes.text(0.5, 0.5, "no results to draw", transform=axes.transAxes, ha="center", color=INK)
         if deployment is None:
             axes.set_title(f"“{name}” deployment", loc="left")
         dress(axes)

@@ -36,6 +36,7 @@ class Promise:
 
     @property
     def label(self) -> str:
+        """The anchor's name for readers."""
         return ANCHORS[self.anchor].label
 
 
@@ -75,10 +76,10 @@ def promises_by_accounting(grid: Grid) -> list[Promise]:
 
 
 def finding(found: Sequence[Promise]) -> str:
-    """The one finding: how many policies ended farther from the demonstrator than their budget allows, and who asked."""
+    """The one finding: how many policies ended farther away than their budget allows, and how often they asked."""
     if not found:
         return "No policy with a budget was found in these rows, so nothing can be said about budgets."
-    parts = []
+    parts: list[str] = []
     cautious = [one for one in found if one.anchor in CAUTIOUS]
     for group, name in (
         ([one for one in found if one.anchor == "bayesian"], "the Bayesian imitator"),
@@ -88,14 +89,16 @@ def finding(found: Sequence[Promise]) -> str:
         if not runs:
             continue
         count = ("the only policy" if over else "no policy") if runs == 1 else count_of(over, runs)
-        done = "did" if parts else f"{'' if runs == 1 else 'policies '}drifted farther from the demonstrator than allowed"
+        done = (
+            "did" if parts else f"{'' if runs == 1 else 'policies '}drifted farther from the demonstrator than allowed"
+        )
         parts.append(f"{'Held' if not parts else 'held'} within a budget of {name}, {count} {done}")
     rates = [
-        f"{percent(one.ask_rate)} of its steps ({one.anchor.removeprefix('cautious-')})"
+        f"{percent(one.ask_rate)} ({one.anchor.removeprefix('cautious-')})"
         for one in cautious
         if one.ask_rate is not None
     ]
-    asking = f" On average the cautious one asked for help on {listed(rates)}." if rates else ""
+    asking = f" On average the cautious one asked for help on {listed(rates)} of its steps." if rates else ""
     return "; ".join(parts) + "." + asking
 
 
@@ -129,8 +132,8 @@ def _asking(grid: Grid) -> str | None:
     fewer = sum(minimax < pointwise for minimax, pointwise in pairs)
     rates = percent(_mean([pair[0] for pair in pairs])), percent(_mean([pair[1] for pair in pairs]))
     return (
-        f"Questions: the minimax policy asked the demonstrator on {rates[0]} of its steps on average, the pointwise one "
-        f"on {rates[1]}; with the same budget and data minimax asked less in {count_of(fewer, len(pairs))} cases."
+        f"Questions: the minimax policy asked the demonstrator on {rates[0]} of its steps on average, the pointwise "
+        f"one on {rates[1]}; with the same budget and data minimax asked less in {count_of(fewer, len(pairs))} cases."
     )
 
 

@@ -14,10 +14,13 @@ from cautious_imitation.report.anchors import ANCHORS, anchor_style
 Row: TypeAlias = Mapping[str, Any]
 
 SETTINGS = ("anchor", "deployment", "n_demonstrations", "budget_nats", "horizon", "ask_price", "accounting", "alpha")
+KL = "kl_demonstrator_nats"
+"""The metric that everything is about: true distance to the demonstrator."""
+
 METRICS = (
     "reward",
     "charge_nats",
-    "kl_demonstrator_nats",
+    KL,
     "excess_nats",
     "largest_charge_nats",
     "coverage",
@@ -37,7 +40,9 @@ def check_rows(rows: Sequence[Row]) -> None:
     for index, row in enumerate(rows):
         missing = [key for key in COLUMNS if key not in row]
         if missing:
-            raise ValueError(f"rows[{index}] must have the key {missing[0]!r}, got {sorted(row)}; use None for no value")
+            raise ValueError(
+                f"rows[{index}] must have the key {missing[0]!r}, got {sorted(row)}; use None for no value"
+            )
         anchor_style(row["anchor"])
         if row["status"] not in STATUSES:
             raise ValueError(f"rows[{index}] status must be one of {', '.join(STATUSES)}, got {row['status']!r}")
@@ -151,9 +156,7 @@ class Grid:
             vary: the setting that changes along the curve; cells without a value for it come first.
             need: metrics without which a cell is left out.
         """
-        fixed = {
-            key: self.reference_of(anchor, key) for key in SETTINGS if key not in ("anchor", "deployment", vary)
-        }
+        fixed = {key: self.reference_of(anchor, key) for key in SETTINGS if key not in ("anchor", "deployment", vary)}
         chosen = [
             cell
             for cell in self.cells
@@ -162,7 +165,7 @@ class Grid:
             and all(getattr(cell, key) in (None, value) for key, value in fixed.items())
             and all(metric in cell.metrics for metric in need)
         ]
-        return sorted(chosen, key=lambda cell: (-1.0 if getattr(cell, vary) is None else getattr(cell, vary)))
+        return sorted(chosen, key=lambda cell: -1.0 if getattr(cell, vary) is None else getattr(cell, vary))
 
 
 def _cell(key: tuple[Any, ...], rows: Sequence[Row]) -> Cell:

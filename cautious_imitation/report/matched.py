@@ -1,9 +1,9 @@
 """Anchors compared where they earn the same reward, and where they ask as often.
 
 Two policies with different budgets differ in reward, distance and questions at once; a comparison holds one of them
-equal. Between two measured policies the values are interpolated linearly. Tossing a coin between the two once an episode
-really attains the interpolated reward, and its distance to the demonstrator is at most the interpolated one, because
-the Kullback-Leibler divergence is convex.
+equal. Between two measured policies the values are interpolated linearly. Choosing one of the two by lot before each
+episode really attains the interpolated reward, and its distance to the demonstrator is at most the interpolated one,
+because the Kullback-Leibler divergence is convex.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from cautious_imitation.report.anchors import CONTROLS
-from cautious_imitation.report.grid import Cell, Grid
+from cautious_imitation.report.grid import KL, Cell, Grid
 
 ASK_RATE_TOLERANCE = 0.02
 """Two ask rates are called equal within this difference when there is nothing to interpolate between."""
 _EQUAL = 1e-9
-_NEEDED = ("reward", "kl_demonstrator_nats")
+_NEEDED = ("reward", KL)
 
 
 @dataclass(frozen=True)
@@ -62,40 +62,44 @@ class Comparison:
     verdicts: tuple[str, ...]
 
 
-def _measured(cell: Cell, kind: str = "measured") -> Match:
-    ask_rate = cell.mean("ask_rate")
-    return Match(
-        cell.anchor,
-        cell.mean("reward"),
-        cell.mean("kl_demonstrator_nats"),
-        0.0 if ask_rate is None else ask_rate,
-        kind,
-    )
+@dataclass(frozen=True)
+class _Point:
+    reward: float
+    kl_nats: float
+    ask_rate: float
+
+    def match(self, anchor: str, kind: str = "measured") -> Match:
+        return Match(anchor, self.reward, self.kl_nats, self.ask_rate, kind)
 
 
-def _interpolated(at: float, points: Sequence[float], values: Sequence[float | None]) -> float:
-    value = float(np.interp(at, points, np.array(values, dtype=float)))
+def _point(cell: Cell) -> _Point:
+    """The measured means of ``cell``; an anchor of which no ask rate is known never asks."""
+    return _Point(cell.metrics["reward"].mean, cell.metrics[KL].mean, cell.mean("ask_rate") or 0.0)
+
+
+def _between(at: float, places: Sequence[float], values: Sequence[float]) -> float:
+    value = float(np.interp(at, places, values))
     return float("inf") if np.isnan(value) else value  # a neighbour is infinitely far
 
 
 def at_reward(cells: Sequence[Cell], anchor: str, reward: float) -> Match:
     """What ``anchor`` does where it earns ``reward``, from its measured ``cells`` (any order)."""
-    points = sorted((_measured(cell) for cell in cells), key=lambda match: (match.reward, match.kl_nats))
+    points = sorted(map(_point, cells), key=lambda point: (point.reward, point.kl_nats))
     if not points:
         return Match(anchor, None, None, None, "none")
+    if reward > points[-1].reward + _EQUAL:
+        return points[-1].match(anchor, "ends below")
+    if reward < points[0].reward - _EQUAL:
+        return points[0].match(anchor, "starts above")
     rewards = [point.reward for point in points]
-    if reward > rewards[-1] + _EQUAL:
-        return Match(anchor, rewards[-1], points[-1].kl_nats, points[-1].ask_rate, "ends below")
-    if reward < rewards[0] - _EQUAL:
-        return Match(anchor, rewards[0], points[0].kl_nats, points[0].ask_rate, "starts above")
-    distance = _interpolated(reward, rewards, [point.kl_nats for point in points])
-    asks = _interpolated(reward, rewards, [point.ask_rate for point in points])
+    distance = _between(reward, rewards, [point.kl_nats for point in points])
+    asks = _between(reward, rewards, [point.ask_rate for point in points])
     return Match(anchor, reward, distance, asks, "interpolated")
 
 
-def _reward_verdict(subject: Match, other: Match) -> str:
+def _reward_verdict(subject: _Point, other: Match) -> str:
     """Who is closer to the demonstrator at equal reward; where rewards differ, only a win on both sides counts."""
-    if other.kl_nats is None or subject.kl_nats is None:
+    if other.kl_nats is None:
         return "open"
     closer = subject.kl_nats < other.kl_nats - _EQUAL
     farther = subject.kl_nats > other.kl_nats + _EQUAL
@@ -115,36 +119,37 @@ def equal_reward(grid: Grid, subject: str = "cautious-minimax") -> list[Comparis
         for cell in grid.curve(subject, deployment, "budget_nats", need=_NEEDED):
             if cell.budget_nats is None:
                 continue
-            own = _measured(cell)
+            own = _point(cell)
             matches = tuple(
-                at_reward(grid.curve(name, deployment, "budget_nats", need=_NEEDED), name, own.reward or 0.0)
+                at_reward(grid.curve(name, deployment, "budget_nats", need=_NEEDED), name, own.reward)
                 for name in others
             )
             verdicts = tuple(_reward_verdict(own, match) for match in matches)
-            found.append(Comparison(deployment, cell.budget_nats, own, matches, verdicts))
+            found.append(Comparison(deployment, cell.budget_nats, own.match(subject), matches, verdicts))
     return found
 
 
 def at_ask_rate(cells: Sequence[Cell], anchor: str, ask_rate: float) -> Match:
     """What ``anchor`` does where it asks on a share ``ask_rate`` of its steps, from its measured ``cells``."""
-    points = sorted((_measured(cell) for cell in cells), key=lambda match: match.ask_rate or 0.0)
+    points = sorted(map(_point, cells), key=lambda point: point.ask_rate)
     if not points:
         return Match(anchor, None, None, None, "none")
-    rates = [point.ask_rate or 0.0 for point in points]
-    nearest = points[int(np.argmin(np.abs(np.array(rates) - ask_rate)))]
-    if abs((nearest.ask_rate or 0.0) - ask_rate) <= ASK_RATE_TOLERANCE:
-        return nearest
+    nearest = min(points, key=lambda point: abs(point.ask_rate - ask_rate))
+    if abs(nearest.ask_rate - ask_rate) <= ASK_RATE_TOLERANCE:
+        return nearest.match(anchor)
+    rates = [point.ask_rate for point in points]
     if rates[0] < ask_rate < rates[-1]:
-        reward = _interpolated(ask_rate, rates, [point.reward for point in points])
-        distance = _interpolated(ask_rate, rates, [point.kl_nats for point in points])
+        reward = _between(ask_rate, rates, [point.reward for point in points])
+        distance = _between(ask_rate, rates, [point.kl_nats for point in points])
         return Match(anchor, reward, distance, ask_rate, "interpolated")
     return Match(anchor, None, None, nearest.ask_rate, "none")
 
 
-def _asking_verdict(subject: Match, other: Match) -> str:
-    if other.kind == "none" or None in (subject.reward, subject.kl_nats, other.reward, other.kl_nats):
+def _asking_verdict(subject: _Point, other: Match) -> str:
+    """Who is at least as good on reward and on distance, where both ask as often."""
+    if other.reward is None or other.kl_nats is None:
         return "open"
-    gains = ((subject.reward or 0.0) - (other.reward or 0.0), (other.kl_nats or 0.0) - (subject.kl_nats or 0.0))
+    gains = (subject.reward - other.reward, other.kl_nats - subject.kl_nats)
     wins, losses = any(gain > _EQUAL for gain in gains), any(gain < -_EQUAL for gain in gains)
     return "mixed" if wins and losses else "better" if wins else "worse" if losses else "equal"
 
@@ -157,7 +162,7 @@ def equal_asking(grid: Grid, subject: str = "cautious-minimax") -> list[Comparis
         for cell in grid.curve(subject, deployment, "budget_nats", need=(*_NEEDED, "ask_rate")):
             if cell.budget_nats is None or not others:
                 continue
-            own = _measured(cell)
+            own = _point(cell)
             matches = tuple(
                 at_ask_rate(
                     [
@@ -166,10 +171,10 @@ def equal_asking(grid: Grid, subject: str = "cautious-minimax") -> list[Comparis
                         if other.budget_nats in (None, cell.budget_nats)
                     ],
                     name,
-                    own.ask_rate or 0.0,
+                    own.ask_rate,
                 )
                 for name in others
             )
             verdicts = tuple(_asking_verdict(own, match) for match in matches)
-            found.append(Comparison(deployment, cell.budget_nats, own, matches, verdicts))
+            found.append(Comparison(deployment, cell.budget_nats, own.match(subject), matches, verdicts))
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from os import PathLike
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from cautious_imitation.atomic_files import write_text
 from cautious_imitation.report import figures, wording
@@ -106,7 +108,7 @@ def render(rows: Sequence[Row], episodes: Sequence[Mapping[str, Any]], settings:
 
 def _figures(grid: Grid) -> dict[str, list[tuple[str, Markup]]]:
     """Each figure as a list of (deployment, SVG), one a panel."""
-    drawn = {
+    drawn: dict[str, tuple[Callable[[Grid, str], Figure], str]] = {
         "headline": (figures.budget_against_distance, "Distance to the demonstrator against budget, both in nats"),
         "reward": (figures.reward_against_distance, "Reward an episode against distance to the demonstrator in nats"),
         "demonstrations": (
@@ -115,7 +117,7 @@ def _figures(grid: Grid) -> dict[str, list[tuple[str, Markup]]]:
         ),
         "empty-budget": (figures.empty_replies, "Share of empty replies against budget in nats"),
         "empty-horizon": (
-            lambda grid, deployment: figures.empty_replies(grid, deployment, against="horizon"),
+            partial(figures.empty_replies, against="horizon"),
             "Share of empty replies against the length of an episode",
         ),
     }

@@ -34,7 +34,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> Markup:
         raise ValueError(f"name must be a letter followed by letters, digits or hyphens, got {name!r}")
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": _SALT, "svg.fonttype": "none", "font.family": ["DejaVu Sans"]}):
-        metadata = {key: None for key in ("Creator", "Date", "Format", "Type")}
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

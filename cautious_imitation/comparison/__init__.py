@@ -1,0 +1,7 @@
+"""The anchors side by side: a grid of exactly solved cells, as rows, a table and a report."""
+
+from __future__ import annotations
+
+from cautious_imitation.comparison.run import Comparison, compare
+
+__all__ = ["Comparison", "compare"]
