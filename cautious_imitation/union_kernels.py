@@ -210,10 +210,11 @@ def union_best_response(
                 if u[j] > 0.0 and kept < MAX_CUTS - 1:
                     cuts[kept], u[kept] = cuts[j], u[j]
                     kept += 1
-            n_cuts = kept
-            total = u[:kept].sum()
-            u[:kept] /= total
-            u[kept:] = 0.0
+            n_cuts, total = kept, 0.0
+            for j in range(kept):
+                total += u[j]
+            for j in range(MAX_CUTS):
+                u[j] = u[j] / total if j < kept else 0.0
         cuts[n_cuts] = trial
         u[n_cuts] = 0.0
         n_cuts += 1

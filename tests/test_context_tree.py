@@ -29,7 +29,7 @@ from tests.reference_trees import (
 )
 
 LEAVES = [("kt", "none"), ("profile", "none"), ("profile", "support"), ("profile", "bic")]
-ALPHAS = (1.0, 0.4, 1e-2, 1e-6)
+ALPHAS = (1.0, 0.3, 1e-4)
 SHAPES: list[dict[str, int]] = [
     {"n_symbols": 2, "depth": 0},
     {"n_symbols": 2, "depth": 1},
@@ -82,7 +82,8 @@ def worlds(key: tuple[tuple[str, int], ...], leaf: str, complexity: str) -> list
     found, rng = [], np.random.default_rng(len(key) + 7 * shape["n_symbols"] + shape["depth"])
     # The start symbol may be the last one, so that sequences leave it out where the alphabet allows.
     n_used = max(shape["n_symbols"], shape.get("n_context_symbols", 0) - 1)
-    for stop_prob, lengths in product((None, 0.05, 0.5, 0.95), ((), (1, 0, 6), (40, 3, 25))):
+    learned = product((None, 0.05, 0.9), ((1, 0, 6), (40, 3, 25)))
+    for stop_prob, lengths in [(0.5, ()), *learned]:
         sequences = [chain(n, n_used, rng) for n in lengths]
         found.append(fitted(sequences, stop_prob, **shape, leaf=leaf, complexity=complexity))
     return found
@@ -213,7 +214,7 @@ def test_map_tree_is_the_best_of_all_trees(shape, leaf, complexity):
 @each_shape
 def test_total_compares_with_the_evidence_of_all_trees(shape):
     rejected = 0
-    for (tree, reference), alpha in product(worlds(tuple(shape.items()), "kt", "none"), ALPHAS):
+    for (tree, reference), alpha in product(worlds(tuple(shape.items()), "kt", "none"), (0.6, 0.3, 0.1, 0.01, 1e-4)):
         total = ContextTree(**shape, leaf="kt", plausible="total", stop_prob=tree.stop_prob)
         for context, symbol in reference.pairs:
             total.update(context, symbol)
@@ -229,7 +230,7 @@ def test_total_compares_with_the_evidence_of_all_trees(shape):
             np.testing.assert_allclose(
                 np.exp(total.plausible_min(context, alpha)), reference.kt_predictions[kept].min(axis=0), rtol=1e-12
             )
-    assert rejected > 0 or shape["depth"] == 0
+    assert rejected > 0 or shape["depth"] < 2
 
 
 @pytest.mark.parametrize(("leaf", "complexity"), [("kt", "none"), ("profile", "support")])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_a_smaller_alpha_is_never_less_cautious(
 ) -> None:
     hypotheses = learned[0]
     log_pi = np.log(np.random.default_rng(seed).dirichlet(np.ones(V)))
-    for larger, smaller in zip(ALPHAS, ALPHAS[1:], strict=False):
+    for larger, smaller in pairwise(ALPHAS):
         assert (hypotheses.plausible_members(smaller) >= hypotheses.plausible_members(larger)).all()
         assert (hypotheses.plausible_min([1, 2], smaller) <= hypotheses.plausible_min([1, 2], larger)).all()
         assert hypotheses.worst_kl([1, 2], log_pi, smaller) >= hypotheses.worst_kl([1, 2], log_pi, larger)
@@ -194,9 +195,8 @@ def test_a_batch_is_its_contexts_one_by_one(kind: str) -> None:
     marked = hypotheses.plausible(contexts, 0.3)
     assert mixture.shape == minimum.shape == (2, 3, V)
     assert marked.log_centres.shape == (2, 3, K, V)
-    assert (
-        marked.plausible.shape == marked.radii_nats.shape == worst.shape == (2, 3)[:2] + (K,) * (worst.ndim - 2) or True
-    )
+    assert marked.plausible.shape == marked.radii_nats.shape == (2, 3, K)
+    assert worst.shape == (2, 3)
     for i in np.ndindex(2, 3):
         np.testing.assert_allclose(mixture[i], hypotheses.mixture(contexts[i]), rtol=1e-12)
         np.testing.assert_allclose(minimum[i], hypotheses.plausible_min(contexts[i], 0.3), rtol=1e-12)
@@ -343,6 +343,7 @@ BAD_ARGUMENTS: list[tuple[list[Any], dict[str, Any], type[Exception], str]] = [
     ([], {}, ValueError, "members must hold at least one"),
     ([HALF, np.array([0.5, 0.5])], {}, ValueError, r"members\[1\] must give log-probabilities.*np\.log"),
     ([HALF, np.array([np.nan, 0.0])], {}, ValueError, r"members\[1\] must give log-probabilities"),
+    ([HALF, np.array([1e4, 0.0])], {}, ValueError, r"members\[1\] must give log-probabilities"),
     ([HALF, np.log([0.2, 0.3, 0.5])], {}, ValueError, r"members\[1\] must have 2 symbols as the others, got 3"),
     ([np.log(np.full((2, 3, 2), 0.5))], {}, ValueError, "same size k"),
     ([np.array([0, -9])], {}, ValueError, r"members\[0\] must be a float32 or float64"),
@@ -417,6 +418,14 @@ def test_an_impossible_member_never_comes_back_unless_switching() -> None:
             hypotheses.rule = rule  # type: ignore[assignment]
             assert hypotheses.plausible_members(1e-9).tolist() == [plausible, True]
         assert np.isfinite(hypotheses.mixture([])).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_member_without_prior_is_never_plausible(rule: Any) -> None:
+    hypotheses = FiniteHypotheses([HALF, HALF], prior=[0.0, 1.0], rule=rule)
+    assert hypotheses.plausible_members(1e-9).tolist() == [False, True]
+    hypotheses.update([], 1)
+    assert hypotheses.plausible_members(1e-9).tolist() == [False, True]
 
 
 def test_tables_need_no_torch() -> None:

@@ -148,9 +148,9 @@ def test_a_nan_in_an_implausible_row_is_nobodys_business() -> None:
     np.testing.assert_array_equal(wide_minimum(rows, np.array([True, False]))[0], rows[0])
 
 
-@pytest.mark.parametrize("position", range(9))
-def test_a_nan_is_found_in_every_row(position: int) -> None:
-    rows = random_rows((9, 100), 5, np.float32)
+@pytest.mark.parametrize(("n_rows", "position"), [(n, i) for n in (8, 15) for i in range(n)])
+def test_a_nan_is_found_in_every_row(n_rows: int, position: int) -> None:
+    rows = random_rows((n_rows, 100), 5, np.float32)
     rows[position, 57] = np.nan
     with pytest.raises(ValueError, match="no NaN"):
         wide_minimum(rows)

@@ -20,6 +20,8 @@ Status: TypeAlias = Literal["optimal", "slack", "penalty"]
 
 _SMALLEST_MULTIPLIER = 1e-6
 _LARGEST_PRICE = 1e5
+_FIRST_MULTIPLIER = 0.1
+_STEP_OUT = 4.0
 _MAX_SWEEPS = 80
 
 
@@ -148,30 +150,38 @@ class ExactSolver:
 
     def _meet(self, problem: _Problem, budget: ExpectedBudget, regularizer: Regularizer) -> Solution:
         price, limit = regularizer.ask_price, regularizer.ask_budget
-        loose = problem.sweep(1.0, _SMALLEST_MULTIPLIER, price)
-        if loose.charge <= budget.nats and (limit is None or loose.asks <= limit):
-            gap = loose.bound + _SMALLEST_MULTIPLIER * budget.nats - (loose.reward - price * loose.asks)
-            return self._solution(problem, [loose], np.ones(1), loose, "slack", gap, 1)
-        columns = [loose, problem.sweep(0.0, 1.0, 0.0)]
+        columns: list[_Column] = []
         if limit is not None:
+            # Corners: the best, the least charged and the least asking policy.
+            columns = [problem.sweep(1.0, _SMALLEST_MULTIPLIER, price), problem.sweep(0.0, 1.0, 0.0)]
             columns.append(problem.sweep(0.0, _SMALLEST_MULTIPLIER, 1.0))
-        best_bound = np.inf
+        bound, cheapest = np.inf, len(columns) > 0
+        mix = _master(columns, price, budget.nats, limit)
         while len(columns) < _MAX_SWEEPS:
-            _, value, multiplier, extra, missing = _master(columns, price, budget.nats, limit)
-            column = problem.sweep(1.0, max(multiplier, _SMALLEST_MULTIPLIER), price + extra)
-            dual = column.bound + column.multiplier * budget.nats + extra * (limit or 0.0)
-            best_bound = min(best_bound, dual)
-            # What the new policy adds to the mixture at these prices: nothing more to be had means that we are done.
-            gain = column.reward - (price + extra) * column.asks - multiplier * column.charge
-            improvement = gain + multiplier * budget.nats + extra * (limit or 0.0) - value
-            if missing <= 0.0 and improvement <= self.tolerance * max(1.0, abs(value)):
-                break
+            multiplier = _next_multiplier(columns, mix, budget.nats) if limit is None else mix.multiplier
+            multiplier = min(max(multiplier, _SMALLEST_MULTIPLIER), _LARGEST_PRICE)
+            column = problem.sweep(1.0, multiplier, price + mix.extra)
             columns.append(column)
-        weights, value, multiplier, extra, missing = _master(columns, price, budget.nats, limit)
-        if missing > 1e-9 * max(1.0, budget.nats):
-            raise BudgetInfeasible(budget, limit, budget.nats + missing)
-        at = _Column(1.0, multiplier, price + extra, best_bound, 0.0, 0.0, 0.0)
-        return self._solution(problem, columns, weights, at, "optimal", best_bound - value, len(columns))
+            bound = min(bound, column.bound + multiplier * budget.nats + mix.extra * (limit or 0.0))
+            dual = column.reward - (price + mix.extra) * column.asks - multiplier * (column.charge - budget.nats)
+            dual += mix.extra * (limit or 0.0)
+            mix = _master(columns, price, budget.nats, limit)
+            if mix.missing > 0.0:
+                if multiplier < _LARGEST_PRICE:
+                    continue
+                if cheapest:
+                    break
+                columns.append(problem.sweep(0.0, 1.0, 0.0))
+                cheapest = True
+                mix = _master(columns, price, budget.nats, limit)
+            elif dual - mix.value <= self.tolerance * max(1.0, abs(mix.value)):
+                break
+        if mix.missing > 1e-9 * max(1.0, budget.nats):
+            raise BudgetInfeasible(budget, limit, budget.nats + mix.missing)
+        slack = columns[-1].multiplier <= _SMALLEST_MULTIPLIER and columns[-1].charge <= budget.nats
+        at = _Column(1.0, columns[-1].multiplier, price + mix.extra, bound, 0.0, 0.0, 0.0)
+        status: Status = "slack" if slack else "optimal"
+        return self._solution(problem, columns, mix.weights, at, status, bound - mix.value, len(columns))
 
     @staticmethod
     def _solution(
@@ -197,40 +207,95 @@ class ExactSolver:
         )
 
 
-def _master(
-    columns: list[_Column], price: float, budget: float, limit: float | None
-) -> tuple[Floats, float, float, float, float]:
-    """Best mixture of the policies found so far: ``(weights, value, price of a nat, of a question, missing nats)``.
+@dataclass(frozen=True)
+class _Mix:
+    """Best mixture of the policies found so far, its value, its prices, and the nats that it lacks to be feasible."""
 
-    A linear programme; violating a budget is possible at a prohibitive price, so that it always has a solution.
+    weights: Floats
+    value: float
+    multiplier: float
+    extra: float
+    missing: float
+
+
+def _next_multiplier(columns: list[_Column], mix: _Mix, budget: float) -> float:
+    """Price of a nat to try next: outward until the budget is bracketed, then in turn a secant and a cutting plane.
+
+    The secant is quick where the charge is a smooth function of the price, the cutting plane where it jumps.
     """
+    priced = [c for c in columns if c.reward_weight > 0]
+    if not priced:
+        return _FIRST_MULTIPLIER
+    over = [c for c in priced if c.charge > budget]
+    under = [c for c in priced if c.charge <= budget]
+    if not under:
+        return _STEP_OUT * max(c.multiplier for c in over)
+    if not over:
+        return min(c.multiplier for c in under) / _STEP_OUT
+    low, high = max(over, key=lambda c: c.multiplier), min(under, key=lambda c: c.multiplier)
+    if len(priced) % 2 == 0 and 0 < high.charge < budget and np.isfinite(low.charge):
+        share = np.log(low.charge / budget) / np.log(low.charge / high.charge)
+        return float(low.multiplier * (high.multiplier / low.multiplier) ** share)
+    inside = low.multiplier < mix.multiplier < high.multiplier
+    return mix.multiplier if inside else float(np.sqrt(low.multiplier * high.multiplier))
+
+
+def _master(columns: list[_Column], price: float, budget: float, limit: float | None) -> _Mix:
+    """The best mixture within the budgets; where there is none, the one that comes closest, at prohibitive prices."""
+    weights = np.zeros(len(columns))
     finite = [i for i, c in enumerate(columns) if np.isfinite(c.charge) and np.isfinite(c.reward)]
     if not finite:
-        return np.zeros(len(columns)), -np.inf, 1.0, 0.0, np.inf
+        return _Mix(weights, -np.inf, _LARGEST_PRICE, 0.0, np.inf)
     gain = np.array([columns[i].reward - price * columns[i].asks for i in finite])
-    rows = [[columns[i].charge for i in finite] + [-1.0, 0.0]]
-    limits = [budget]
-    if limit is not None:
-        rows.append([columns[i].asks for i in finite] + [0.0, -1.0])
-        limits.append(limit)
+    charge = np.array([columns[i].charge for i in finite])
+    if limit is None:
+        chosen, multiplier = _best_pair(gain, charge, budget)
+        missing = max(float(charge.min()) - budget, 0.0)
+        extra = 0.0
+    else:
+        asks = np.array([columns[i].asks for i in finite])
+        chosen, multiplier, extra, missing = _linear_programme(gain, charge, asks, budget, limit)
+    weights[finite] = chosen
+    return _Mix(weights, float(gain @ chosen), multiplier, extra, missing)
+
+
+def _best_pair(gain: Floats, charge: Floats, budget: float) -> tuple[Floats, float]:
+    """Best mixture of at most two policies with expected charge within ``budget``, and the price of a nat there."""
+    weights = np.zeros(len(gain))
+    under = np.flatnonzero(charge <= budget)
+    if not len(under):
+        weights[charge.argmin()] = 1.0
+        return weights, _LARGEST_PRICE
+    i = int(under[gain[under].argmax()])
+    over = np.flatnonzero((charge > budget) & (gain > gain[i]))
+    if not len(over):
+        weights[i] = 1.0
+        return weights, 0.0
+    share = (budget - charge[under])[:, None] / (charge[over][None, :] - charge[under][:, None])
+    value = gain[under][:, None] + share * (gain[over][None, :] - gain[under][:, None])
+    a, b = np.unravel_index(int(value.argmax()), value.shape)
+    weights[under[a]], weights[over[b]] = 1.0 - share[a, b], share[a, b]
+    return weights, float((gain[over[b]] - gain[under[a]]) / (charge[over[b]] - charge[under[a]]))
+
+
+def _linear_programme(
+    gain: Floats, charge: Floats, asks: Floats, budget: float, limit: float
+) -> tuple[Floats, float, float, float]:
+    """Best mixture within both budgets: ``(weights, price of a nat, price of a question, missing)``."""
     result = linprog(
         np.concatenate([-gain, [_LARGEST_PRICE, _LARGEST_PRICE]]),
-        A_ub=np.array(rows),
-        b_ub=np.array(limits),
-        A_eq=np.array([[1.0] * len(finite) + [0.0, 0.0]]),
+        A_ub=np.array([[*charge, -1.0, 0.0], [*asks, 0.0, -1.0]]),
+        b_ub=np.array([budget, limit]),
+        A_eq=np.array([[1.0] * len(gain) + [0.0, 0.0]]),
         b_eq=np.array([1.0]),
         method="highs-ds",
         options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
     )
     if result.status != 0:
         raise RuntimeError(f"the master programme failed: {result.message}")
-    weights = np.zeros(len(columns))
-    weights[finite] = np.where(result.x[:-2] > 1e-12, result.x[:-2], 0.0)
-    weights /= weights.sum()
+    weights = np.where(result.x[:-2] > 1e-12, result.x[:-2], 0.0)
     prices = -result.ineqlin.marginals
-    missing = float(result.x[-2:].sum())
-    value = float(gain @ weights[finite])
-    return weights, value, float(prices[0]), float(prices[1]) if limit is not None else 0.0, missing
+    return weights / weights.sum(), float(prices[0]), float(prices[1]), float(result.x[-2:].sum())
 
 
 @dataclass(frozen=True)

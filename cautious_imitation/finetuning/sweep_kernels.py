@@ -132,7 +132,7 @@ def sweep(
     return bound[start], gain_of[start], cost_of[start], asks_of[start]
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _outcome_charge(act: float, charge: float, log_ask: float) -> float:
     """KL of (act * pi, ask) from (nu, theta): asking accounted as one more symbol, in nats."""
     total = 0.0

@@ -324,6 +324,7 @@ class ContextTree(Hypotheses):
     ) -> None:
         """Run the compiled pass, growing the table whenever it fills up."""
         empty = np.empty((0, self.n_symbols))
+        symbols = np.require(symbols, requirements="CW")  # one kind of array, so that the pass is compiled once
         position = 0
         while position < len(symbols):
             room = int(_MAX_LOAD * len(self._words)) - self._n_nodes

@@ -32,13 +32,13 @@ _LOG = np.log(np.maximum(np.arange(2 * _TABLE) * 0.5, 1e-300))
 """Logs of half-integers, the only arguments that counts produce."""
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _log_half(twice: int) -> float:
     """log(twice / 2); counts make the same few arguments again and again."""
     return _LOG[twice] if twice < 2 * _TABLE else np.log(0.5 * twice)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _xlogx(n: int) -> float:
     return n * _log_half(2 * n) if n > 0 else 0.0
 
@@ -144,7 +144,9 @@ def path_minimum(
         if slack[d] < 0.0:
             continue
         if d >= stored:
-            out[:] = np.minimum(out, 1.0 / n_symbols if leaf == KT else 0.0)
+            least = 1.0 / n_symbols if leaf == KT else 0.0
+            for a in range(n_symbols):
+                out[a] = min(out[a], least)
             continue
         row, total = slots[d], totals[d]
         if leaf == KT:
@@ -164,13 +166,13 @@ def path_minimum(
                     out[a] = min(out[a], least_probability(p, radius))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _kl(p: float, q: float) -> float:
     """KL of two Bernoulli distributions, 0 < q < p <= 1, in nats."""
     return p * np.log(p / q) + ((1.0 - p) * (np.log1p(-p) - np.log1p(-q)) if p < 1.0 else 0.0)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _complexity(kind: int, n_symbols: int, total: int, support: int) -> float:
     if kind == NONE:
         return 0.0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MASS_TOLERANCE = 1e-6
 _BLOCK = 512
-"""Symbols a block. Within one the sum is in float32, which is faster; a longer block would add a bias of equal terms."""
+"""Symbols a block. Within one the sum is in float32, which is faster; a longer one would bias sums of equal terms."""
 
 
 def wide_minimum(log_rows: Array, plausible: Array | None = None) -> tuple[Array, Array]:
