@@ -15,7 +15,13 @@ Floats = NDArray[np.float64]
 _MAX_STEPS = 200
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def wilson_bound(p: float, radius: float) -> float:
+    """The q below p with (p - q)^2 / (2 q (1 - q)) = radius: close to the least q with kl(p, q) <= radius."""
+    return p * p / (p + radius + np.sqrt(radius * (radius + 2.0 * p * (1.0 - p))))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def least_probability(p: float, radius: float) -> float:
     """Least theta_a over the ball, for an action with centre probability ``p``: the least q with kl(p, q) <= radius."""
     if p <= 0.0 or radius == np.inf:
@@ -24,26 +30,21 @@ def least_probability(p: float, radius: float) -> float:
         return p
     if p >= 1.0:
         return float(np.exp(-radius))
-    rest = (1.0 - p) * np.log1p(-p)
-    log_q = np.log(p) - (radius - rest) / p
-    quadratic = p - np.sqrt(2.0 * p * radius)
-    if quadratic > 0.0:
-        log_q = max(log_q, np.log(quadratic))
-    # Convex and decreasing in log q, started left of the root: Newton climbs monotonically.
+    log_p, rest = np.log(p), (1.0 - p) * np.log1p(-p)
+    # kl(p, q) is about (p - q)^2 / (2 q (1 - q)), whose root is Wilson's bound. It is convex and decreasing in log q:
+    # after one step Newton is left of the root and climbs to it.
+    log_q = np.log(wilson_bound(p, radius))
     for _ in range(_MAX_STEPS):
         q = np.exp(log_q)
-        excess = p * (np.log(p) - log_q) + rest - (1.0 - p) * np.log1p(-q) - radius
-        slope = (1.0 - p) * q / (1.0 - q) - p
-        if excess <= 0.0 or slope >= 0.0:
-            break
-        step = -excess / slope
+        excess = p * (log_p - log_q) + rest - (1.0 - p) * np.log1p(-q) - radius
+        step = excess / (p - (1.0 - p) * q / (1.0 - q))
         log_q += step
-        if step <= 1e-16 * abs(log_q) + 1e-16:
+        if abs(step) <= 1e-9:
             break
     return min(float(np.exp(log_q)), p)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _guard(x: float, newton: float, low: float, high: float) -> float:
     """The Newton point, or a safer one: inside the bracket, or a bounded step outward where one side is open."""
     reach = 4.0 * (1.0 + abs(x))
@@ -54,7 +55,7 @@ def _guard(x: float, newton: float, low: float, high: float) -> float:
     return newton if low < newton < low + reach else low + reach
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def worst_kl_ball(log_p: Floats, p: Floats, radius: float, pi: Floats, ratio: Floats, theta: Floats) -> float:
     """max KL(pi || theta) over the ball, in nats; ``ratio`` is scratch ``[V]``, ``theta`` gets the log of the maximiser.
 
@@ -133,7 +134,7 @@ def worst_kl_ball(log_p: Floats, p: Floats, radius: float, pi: Floats, ratio: Fl
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def best_response_ball(
     log_p: Floats, p: Floats, radius: float, gain: Floats, start: float, pi: Floats, nu: Floats
 ) -> tuple[float, float, float]:

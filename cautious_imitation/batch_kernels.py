@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def batch_minimum(p: Floats, radii: Floats, plausible: Bools) -> Floats:
     """``p [N, M, V]`` -> pointwise minima ``[N, V]`` as probabilities."""
     out = np.empty((p.shape[0], p.shape[2]))
@@ -21,7 +21,7 @@ def batch_minimum(p: Floats, radii: Floats, plausible: Bools) -> Floats:
     return out
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def batch_worst_kl(log_p: Floats, p: Floats, radii: Floats, plausible: Bools, pi: Floats) -> Floats:
     """Largest KL(pi || nu) over each union: ``[N]`` nats for policies ``pi [N, V]``."""
     scratch = np.empty((3, p.shape[2]))
@@ -31,7 +31,7 @@ def batch_worst_kl(log_p: Floats, p: Floats, radii: Floats, plausible: Bools, pi
     return out
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def batch_best_response(
     log_p: Floats, p: Floats, radii: Floats, plausible: Bools, gain: Floats
 ) -> tuple[Floats, Floats]:

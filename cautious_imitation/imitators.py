@@ -89,7 +89,7 @@ class _Imitator(BasePolicy):
         log_probs = _numpy(prediction.log_probs).reshape(-1, self.n_symbols)
         log_ask = _numpy(prediction.log_ask).reshape(-1)
         contexts = _numpy(context)
-        rows = contexts.reshape(len(log_ask), -1)
+        rows = contexts.reshape(len(log_ask), contexts.shape[-1])
         cumulative = np.cumsum(np.exp(np.concatenate([log_probs, log_ask[:, None]], axis=1)), axis=1)
         drawn = (cumulative / cumulative[:, -1:] <= rng.random(len(rows))[:, None]).sum(axis=1)
         actions = []

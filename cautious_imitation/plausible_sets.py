@@ -49,6 +49,11 @@ class PlausibleSet:
             got = tuple(getattr(self, name).shape)
             if got != shape:
                 raise ValueError(f"{name} must have shape {shape} to go with log_centres, got {got}")
+        xp = array_namespace(self.log_centres, self.radii_nats, self.plausible)
+        if not bool(xp.all(self.radii_nats >= 0)):
+            raise ValueError(f"radii_nats must be at least 0, got {float(xp.min(self.radii_nats))}; inf is allowed")
+        if not bool(xp.all(xp.any(self.plausible, axis=-1))):
+            raise ValueError("plausible must mark at least one member in every context, got a context without any")
 
     @classmethod
     def points(cls, log_probs: Array, plausible: Array | None = None) -> PlausibleSet:
@@ -104,6 +109,9 @@ class PlausibleSet:
 
     def best_response(self, q_values: Array, multiplier: float) -> tuple[Array, Array]:
         """The policy that maximises pi.Q - multiplier * worst_kl(pi).
+
+        Exact for one ball, and for any number of single distributions. For several balls it is the response to the worst
+        single one, whose charge is still the exact worst case over all.
 
         Args:
             q_values: ``[..., V]`` action values, NumPy.

@@ -27,7 +27,7 @@ _MAX_ROUNDS = 24
 _MAX_TRANSFERS = 200
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def union_minimum(p: Floats, radii: Floats, plausible: Bools, out: Floats) -> None:
     """Pointwise minimum over the union at one context: ``p [M, V]``, ``radii [M]``, ``plausible [M]`` -> ``out [V]``."""
     out[:] = np.inf
@@ -47,7 +47,7 @@ def union_minimum(p: Floats, radii: Floats, plausible: Bools, out: Floats) -> No
                     out[a] = min(low, least_probability(q, radii[m]))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def union_worst_kl(
     log_p: Floats, p: Floats, radii: Floats, plausible: Bools, pi: Floats, ratio: Floats, theta: Floats, worst: Floats
 ) -> float:
@@ -64,7 +64,7 @@ def union_worst_kl(
     return largest
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _mixture_of_cuts(gain: Floats, cuts: Floats, n_cuts: int, u: Floats, pi: Floats, means: Floats) -> float:
     """Minimise log sum_a exp(gain_a + sum_j u_j cuts_ja) over the simplex of u; returns the minimum, fills ``pi``.
 
@@ -124,7 +124,7 @@ def _mixture_of_cuts(gain: Floats, cuts: Floats, n_cuts: int, u: Floats, pi: Flo
     return value
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _soften(logits: Floats, out: Floats) -> float:
     """Softmax of ``logits`` into ``out`` (may be the same array); returns the log-normaliser."""
     best = -np.inf
@@ -139,7 +139,7 @@ def _soften(logits: Floats, out: Floats) -> float:
     return float(best + np.log(total))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def union_best_response(
     log_p: Floats, p: Floats, radii: Floats, plausible: Bools, gain: Floats, start: Floats, pi: Floats, scratch: Floats
 ) -> tuple[float, float]:

@@ -171,6 +171,15 @@ def learned_pairs(sequences: Iterable[Sequence[int]], n_symbols: int) -> Iterato
                 yield tuple(int(s) for s in sequence[:t]), int(symbol)
 
 
+def chain(n: int, n_symbols: int, rng: np.random.Generator) -> list[int]:
+    """A sequence that depends on its last two symbols, sharply enough for trees to differ."""
+    table = rng.dirichlet(np.full(n_symbols, 0.4), size=(n_symbols, n_symbols))
+    sequence = [int(s) for s in rng.integers(n_symbols, size=2)]
+    while len(sequence) < n:
+        sequence.append(int(rng.choice(n_symbols, p=table[sequence[-2], sequence[-1]])))
+    return sequence[:n]
+
+
 def least_probability(p: float, radius: float) -> float:
     """Least q with KL(Bernoulli p || Bernoulli q) <= radius: the least probability of one action over a ball."""
     if p == 0 or radius == 0 or radius == np.inf:

@@ -145,7 +145,8 @@ class ExactSolver:
         controller = regularizer.controller
         if isinstance(controller, Penalty):
             column = problem.sweep(1.0, controller.multiplier, regularizer.ask_price)
-            return self._solution(problem, [column], np.ones(1), column, "penalty", 0.0, 1)
+            gap = column.bound - (column.reward - column.ask_price * column.asks - column.multiplier * column.charge)
+            return self._solution(problem, [column], np.ones(1), column, "penalty", gap, 1)
         return self._meet(problem, controller, regularizer)
 
     def _meet(self, problem: _Problem, budget: ExpectedBudget, regularizer: Regularizer) -> Solution:
@@ -178,7 +179,7 @@ class ExactSolver:
                 break
         if mix.missing > 1e-9 * max(1.0, budget.nats):
             raise BudgetInfeasible(budget, limit, budget.nats + mix.missing)
-        slack = columns[-1].multiplier <= _SMALLEST_MULTIPLIER and columns[-1].charge <= budget.nats
+        slack = mix.multiplier <= 0.0 and mix.extra <= 0.0
         at = _Column(1.0, columns[-1].multiplier, price + mix.extra, bound, 0.0, 0.0, 0.0)
         status: Status = "slack" if slack else "optimal"
         return self._solution(problem, columns, mix.weights, at, status, bound - mix.value, len(columns))

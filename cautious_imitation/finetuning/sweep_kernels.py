@@ -22,7 +22,7 @@ REWARD, CHARGE, ASKS, DECISIONS, KL, EXCESS, COVERED, EMPTY, TURNS, FREE_CHARGE 
 N_EXPECTATIONS = 10
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def sweep(
     next_state: Ints,
     reward: Floats,
@@ -132,7 +132,7 @@ def sweep(
     return bound[start], gain_of[start], cost_of[start], asks_of[start]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _outcome_charge(act: float, charge: float, log_ask: float) -> float:
     """KL of (act * pi, ask) from (nu, theta): asking accounted as one more symbol, in nats."""
     total = 0.0
@@ -143,7 +143,7 @@ def _outcome_charge(act: float, charge: float, log_ask: float) -> float:
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def expectations(
     next_state: Ints,
     reward: Floats,
@@ -196,8 +196,8 @@ def expectations(
                 out[FREE_CHARGE] += weight * free
                 out[CHARGE] += weight * (_outcome_charge(act, act_charge[t, r], log_ask[r]) if outcome else free)
                 out[KL] += weight * max(kl_done, 0.0)
-                if act > 0.0:
-                    out[EXCESS] += weight * act * max(kl_acting - act_charge[t, r], 0.0)
+                if act > 0.0 and kl_acting > act_charge[t, r]:
+                    out[EXCESS] += weight * act * (kl_acting - act_charge[t, r])
                 if covered[r]:
                     out[COVERED] += weight
                 if turn_start[s]:
@@ -212,7 +212,7 @@ def expectations(
     return out
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def largest_charge(
     next_state: Ints,
     row: Ints,

@@ -8,6 +8,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cautious_imitation.plausible_sets import PlausibleSet
 from cautious_imitation.types import Array
@@ -84,3 +85,19 @@ def check_alpha(alpha: float) -> float:
     if not (isinstance(alpha, (int, float, np.floating)) and 0 < alpha <= 1):
         raise ValueError(f"alpha must be in (0, 1], got {alpha!r}; smaller is more cautious")
     return float(alpha)
+
+
+def check_symbols(values: Array, limit: int, name: str) -> NDArray[np.int64]:
+    """``values`` as int64 symbols in 0..limit-1, of any shape; NumPy.
+
+    Raises:
+        ValueError: if they are not integers, or outside the alphabet; ``name`` is the argument's.
+    """
+    symbols = np.asarray(values)
+    if symbols.size and not np.issubdtype(symbols.dtype, np.integer):
+        raise ValueError(f"{name} must hold integer symbols, got {symbols.dtype} such as {symbols.flat[0]}")
+    symbols = symbols.astype(np.int64, copy=False)
+    outside = (symbols < 0) | (symbols >= limit)
+    if outside.any():
+        raise ValueError(f"{name} must hold symbols in 0..{limit - 1}, got {int(symbols[outside].flat[0])}")
+    return symbols

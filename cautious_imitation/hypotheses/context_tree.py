@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from cautious_imitation.atomic_files import write_safetensors, write_text
 from cautious_imitation.demonstrations import Demonstrations, Evidence
 from cautious_imitation.hypotheses import tree_passes as passes
-from cautious_imitation.hypotheses.base import Hypotheses, check_alpha
+from cautious_imitation.hypotheses.base import Hypotheses, check_alpha, check_symbols
 from cautious_imitation.hypotheses.tree_kernels import BIC, FIRST_COUNT, KT, MAXIMUM, NONE, PROFILE, SUPPORT
 from cautious_imitation.plausible_sets import PlausibleSet
 from cautious_imitation.types import Array
@@ -28,7 +28,7 @@ Plausible: TypeAlias = Literal["best", "total"]
 _LEAVES = {"kt": KT, "profile": PROFILE}
 _COMPLEXITIES = {"none": NONE, "support": SUPPORT, "bic": BIC}
 _SCHEMA = 1
-_BLOCK = 1 << 16
+_BLOCK = 1 << 14
 _MAX_LOAD = 0.5
 
 
@@ -99,6 +99,10 @@ class ContextTree(Hypotheses):
             raise ValueError(f"depth must be at least 0, got {depth}; 0 ignores the context")
         if k < 1:
             raise ValueError(f"n_context_symbols must be at least 1, got {k}; it counts the start symbol too")
+        if depth > 0 and k < n_symbols:
+            raise ValueError(
+                f"n_context_symbols must be at least n_symbols={n_symbols}, got {k}; actions become context, too"
+            )
         if (k + 1) ** depth >= 2**62:
             most = int(62 * np.log(2) / np.log(k + 1))
             raise ValueError(
@@ -192,11 +196,10 @@ class ContextTree(Hypotheses):
     def update(self, context: Array, symbol: Array) -> None:
         """Learn that the demonstrator did ``symbol`` at ``context`` (an int and ``[L]``, or ``[B]`` and ``[B, L]``)."""
         contexts, shape = self._contexts(context)
-        symbols = np.asarray(symbol, dtype=np.int64)
+        symbols = check_symbols(symbol, self.n_symbols, "symbol")
         if symbols.shape != shape:
             raise ValueError(f"symbol must have shape {shape} to go with context, got {symbols.shape}")
         symbols = symbols.reshape(-1)
-        self._check(symbols, self.n_symbols, "symbol")
         self._learn(contexts.reshape(-1), self.depth, symbols, np.ones(len(symbols), dtype=np.bool_))
 
     def fit(
@@ -224,13 +227,18 @@ class ContextTree(Hypotheses):
             Two ``[T, V]`` arrays of log-probabilities in nats (0 at positions that are context only).
         """
         ((symbols, learn),) = self._sequences([sequence])
-        predictions = (np.ones((len(symbols), self.n_symbols)), np.ones((len(symbols), self.n_symbols)))
-        self._learn(self._padded(symbols), 1, symbols, learn, np.log(check_alpha(alpha)), predictions)
-        for probabilities in predictions:
-            for start in range(0, len(symbols), _BLOCK):
-                block = probabilities[start : start + _BLOCK]
+        predictions = (np.empty((len(symbols), self.n_symbols)), np.empty((len(symbols), self.n_symbols)))
+        log_alpha, buffer = float(np.log(check_alpha(alpha))), self._padded(symbols)
+        # Blocks small enough to take the logarithms while the probabilities are still in the cache.
+        step = max(256, _BLOCK // self.n_symbols)
+        for start in range(0, len(symbols), step):
+            block = slice(start, start + step)
+            views = (predictions[0][block], predictions[1][block])
+            self._learn(buffer[start:], 1, symbols[block], learn[block], log_alpha, views)
+            for probabilities in views:
+                probabilities[~learn[block]] = 1.0
                 with np.errstate(divide="ignore"):
-                    np.log(block, out=block)
+                    np.log(probabilities, out=probabilities)
         return predictions
 
     def path_counts(self, context: Array) -> NDArray[np.int64]:
@@ -243,7 +251,7 @@ class ContextTree(Hypotheses):
 
     def map_tree(self) -> SuffixTree:
         """The most probable single tree; ties go to the smaller one."""
-        rows = self._words[self._words[:, 0] != 0]
+        rows = self._nodes()
         counts = rows.view(np.uint32)[:, FIRST_COUNT : FIRST_COUNT + self.n_symbols].astype(np.int64)
         gamma = rows.view(np.float64)[:, MAXIMUM]
         index = {int(key): i for i, key in enumerate(rows[:, 0])}
@@ -266,8 +274,7 @@ class ContextTree(Hypotheses):
         """Write ``context_tree.safetensors`` (the stored nodes) and ``context_tree.json`` into ``folder``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        nodes = self._words[self._words[:, 0] != 0]
-        write_safetensors(folder / "context_tree.safetensors", {"nodes": nodes, "scores": self._scores})
+        write_safetensors(folder / "context_tree.safetensors", {"nodes": self._nodes(), "scores": self._scores})
         write_text(folder / "context_tree.json", json.dumps({"schema": _SCHEMA, **self._settings()}, indent=1) + "\n")
 
     @classmethod
@@ -287,7 +294,7 @@ class ContextTree(Hypotheses):
         nodes, tree._scores = arrays["nodes"], arrays["scores"].copy()
         tree._n_nodes = len(nodes)
         tree._words = tree._table(max(10, int(np.ceil(np.log2(max(len(nodes), 1) / _MAX_LOAD))) + 1))
-        passes.rehash(np.ascontiguousarray(nodes), tree._words)
+        passes.rehash(np.ascontiguousarray(nodes).reshape(-1), tree._words, tree._width)
         return tree
 
     def _settings(self) -> dict[str, Any]:
@@ -302,11 +309,21 @@ class ContextTree(Hypotheses):
             "plausible": self.rule,
         }
 
-    def _table(self, bits: int) -> NDArray[np.int64]:
-        return np.zeros((1 << bits, 3 + (self.n_symbols + 1) // 2), dtype=np.int64)
+    @property
+    def _width(self) -> int:
+        return 3 + (self.n_symbols + 1) // 2
 
-    def _views(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.uint32]]:
-        return self._words, self._words.view(np.float64), self._words.view(np.uint32)
+    def _table(self, bits: int) -> NDArray[np.int64]:
+        """Room for 2^bits nodes, all free."""
+        return np.zeros((1 << bits) * self._width, dtype=np.int64)
+
+    def _views(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.uint32], int]:
+        return self._words, self._words.view(np.float64), self._words.view(np.uint32), self._width
+
+    def _nodes(self) -> NDArray[np.int64]:
+        """The stored nodes, one a row."""
+        rows = self._words.reshape(-1, self._width)
+        return rows[rows[:, 0] != 0]
 
     def _log_alpha(self, alpha: float) -> float:
         """Level relative to the best tree; the best one always belongs to the set."""
@@ -327,10 +344,11 @@ class ContextTree(Hypotheses):
         symbols = np.require(symbols, requirements="CW")  # one kind of array, so that the pass is compiled once
         position = 0
         while position < len(symbols):
-            room = int(_MAX_LOAD * len(self._words)) - self._n_nodes
+            slots = len(self._words) // self._width
+            room = int(_MAX_LOAD * slots) - self._n_nodes
             if room < self.depth + 1:
-                grown = self._table(len(self._words).bit_length())
-                passes.rehash(self._words, grown)
+                grown = self._table(slots.bit_length())
+                passes.rehash(self._words, grown, self._width)
                 self._words = grown
                 continue
             position, used = passes.learn_pass(
@@ -362,10 +380,9 @@ class ContextTree(Hypotheses):
 
     def _contexts(self, context: Array) -> tuple[NDArray[np.int64], tuple[int, ...]]:
         """The last ``depth`` symbols of each context, padded on the left: ``[N, depth]``, and the batch shape."""
-        symbols = np.asarray(context, dtype=np.int64)
+        symbols = check_symbols(context, self.n_context_symbols, "context")
         if symbols.ndim == 0:
             raise ValueError(f"context must be a sequence of symbols, got the scalar {context!r}; [] is the empty one")
-        self._check(symbols, self.n_context_symbols, "context")
         shape = symbols.shape[:-1]
         symbols = symbols.reshape((-1, symbols.shape[-1])) if symbols.size else symbols.reshape((*shape, 0))
         out = np.full((int(np.prod(shape)), self.depth), self.start_symbol, dtype=np.int64)
@@ -382,17 +399,16 @@ class ContextTree(Hypotheses):
     ) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
         """Checked sequences, each with the positions to learn."""
         if isinstance(demonstrations, Demonstrations):
-            sequences: list[NDArray[np.int64]] = list(demonstrations.sequences)
+            sequences = list(demonstrations.sequences)
             masks = list(demonstrations.learned(evidence))
         else:
-            sequences = [np.ascontiguousarray(s, dtype=np.int64) for s in demonstrations]
+            sequences = [check_symbols(s, max(self.n_context_symbols, self.n_symbols), "sequence") for s in demonstrations]
             masks = [s < self.n_symbols for s in sequences]
         for sequence, mask in zip(sequences, masks, strict=True):
-            self._check(sequence, max(self.n_context_symbols, self.n_symbols), "sequence")
-            self._check(sequence[mask], self.n_symbols, "sequence")
+            if sequence.ndim != 1:
+                raise ValueError(
+                    f"each sequence must be one-dimensional, got shape {sequence.shape}; fit takes a list of sequences"
+                )
+            check_symbols(sequence, max(self.n_context_symbols, self.n_symbols), "sequence")
+            check_symbols(sequence[mask], self.n_symbols, "sequence")
         return list(zip(sequences, masks, strict=True))
-
-    def _check(self, symbols: NDArray[np.int64], limit: int, name: str) -> None:
-        outside = (symbols < 0) | (symbols >= limit)
-        if outside.any():
-            raise ValueError(f"{name} must hold symbols in 0..{limit - 1}, got {int(symbols[outside].flat[0])}")

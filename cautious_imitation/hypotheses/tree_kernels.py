@@ -1,7 +1,8 @@
 """Compiled core of the context tree: nodes in one open-addressing table, D + 1 of them on the path of a context.
 
-A node is a row of 64-bit words: key, mixture log-odds g, maximum log-odds gamma, then V 32-bit counts. The same memory
-is passed in three views: ``words`` (int64), ``odds`` (float64) and ``counts`` (uint32). A context suffix c_1 (the most
+A node is ``width`` 64-bit words: key, mixture log-odds g, maximum log-odds gamma, then V 32-bit counts. The same memory
+is passed in three flat views: ``words`` (int64), ``odds`` (float64) and ``counts`` (uint32); a node is named by the
+position of its first word. A context suffix c_1 (the most
 recent symbol), ..., c_d has the key 1 + sum_j (c_j + 1) (k + 1)^(j-1), unique over all depths; 0 marks a free row. All
 D + 1 addresses of a path are computed before the first one is loaded, so that the cache misses overlap.
 
@@ -14,7 +15,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cautious_imitation.ball_kernels import least_probability
+from cautious_imitation.ball_kernels import least_probability, wilson_bound
+from cautious_imitation.vector_math import logs, sigmoids
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -22,102 +24,140 @@ Counts = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
 
 MIXTURE, MAXIMUM, FIRST_COUNT = 1, 2, 6
-"""Columns: g and gamma in the float64 view, the first count in the uint32 view."""
+"""Offsets in a node: g and gamma in the float64 view, the first count in the uint32 view."""
+
+_FEW = 4
+"""Alphabets up to this size are summed level by level in registers, larger ones symbol by symbol in vectors."""
 
 KT, PROFILE = 0, 1
 NONE, SUPPORT, BIC = 0, 1, 2
 
-_TABLE = 4096
-_LOG = np.log(np.maximum(np.arange(2 * _TABLE) * 0.5, 1e-300))
-"""Logs of half-integers, the only arguments that counts produce."""
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def padded(levels: int) -> int:
+    """The next multiple of 8: whole vectors leave no remainder to be done value by value."""
+    return (levels + 7) // 8 * 8
 
 
-@njit(cache=True, nogil=True)
-def _log_half(twice: int) -> float:
-    """log(twice / 2); counts make the same few arguments again and again."""
-    return _LOG[twice] if twice < 2 * _TABLE else np.log(0.5 * twice)
-
-
-@njit(cache=True, nogil=True)
-def _xlogx(n: int) -> float:
-    return n * _log_half(2 * n) if n > 0 else 0.0
-
-
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def find_path(
-    words: Ints, shift: int, powers: Ints, buffer: Ints, offset: int, depth: int, keys: Ints, slots: Ints
+    words: Ints, width: int, shift: int, powers: Ints, buffer: Ints, offset: int, depth: int, keys: Ints, nodes: Ints
 ) -> int:
-    """Rows of the suffixes of ``buffer[offset : offset + depth]`` in the table, shortest first.
+    """Nodes of the suffixes of ``buffer[offset : offset + depth]``, shortest first.
 
-    Fills ``keys`` and ``slots`` and returns how many nodes are stored. All suffixes longer than a missing one are
-    missing too; their ``slots`` are where a search for a free row begins.
+    Fills ``keys`` and ``nodes`` and returns how many are stored. All suffixes longer than a missing one are missing
+    too; their ``nodes`` are where a search for free words begins.
     """
     key = 1
     keys[0] = key
     for d in range(1, depth + 1):
         key += (buffer[offset + depth - d] + 1) * powers[d]
         keys[d] = key
+    touched = np.int64(0)
     for d in range(depth + 1):
-        slots[d] = (np.uint64(keys[d]) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(shift)
-    mask = words.shape[0] - 1
+        nodes[d] = slot_of(keys[d], shift) * width
+        touched |= words[nodes[d]]
+    if touched == 0:
+        return 0
     stored = 0
     for d in range(depth + 1):
-        slot = slots[d]
-        found = words[slot, 0]
+        node = nodes[d]
+        found = words[node]
         while found != 0 and found != keys[d]:
-            slot = (slot + 1) & mask
-            found = words[slot, 0]
-        slots[d] = slot
+            node += width
+            if node == words.shape[0]:
+                node = 0
+            found = words[node]
+        nodes[d] = node
         if found == 0:
             break
         stored = d + 1
     return stored
 
 
-@njit(cache=True, nogil=True)
-def path_totals(counts: Counts, slots: Ints, stored: int, n_symbols: int, totals: Ints) -> None:
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def slot_of(key: int, shift: int) -> int:
+    """Where the search for ``key`` begins in a table of 2^(64 - shift) slots (Fibonacci hashing)."""
+    return np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(shift))
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def path_totals(counts: Counts, nodes: Ints, stored: int, n_symbols: int, totals: Ints) -> None:
     """Number of symbols seen at each stored node of the path."""
     for d in range(stored):
+        row = counts_of(counts, nodes[d], n_symbols)
         total = 0
         for a in range(n_symbols):
-            total += counts[slots[d], FIRST_COUNT + a]
+            total += row[a]
         totals[d] = total
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def counts_of(counts: Counts, node: int, n_symbols: int) -> Counts:
+    """The counts of one node; a slice, so that loops over it compile to vector instructions."""
+    first = 2 * node + FIRST_COUNT
+    return counts[first : first + n_symbols]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def path_mixture(
     odds: Floats,
     counts: Counts,
-    slots: Ints,
+    nodes: Ints,
     totals: Ints,
     stored: int,
     depth: int,
     symbol: int,
     mixture: Floats,
     below: Floats,
+    scratch: Floats,
+    bits: Ints,
+    doubles: Floats,
 ) -> None:
     """Context-tree-weighting prediction with Krichevsky-Trofimov leaves into ``mixture [V]`` (probabilities).
 
     ``below[d]`` gets the probability of ``symbol`` under the mixture of the subtree at depth d (uniform below the
-    stored nodes), which the update needs.
+    stored nodes), which the update needs. ``scratch [4, padded]``, ``bits`` and ``doubles``
+    (the same memory) have room for ``padded(depth + 1)`` levels and hold positive numbers.
     """
     n_symbols = mixture.shape[0]
-    uniform = 1.0 / n_symbols
-    mixture[:] = uniform
+    weights, shares, uniform = scratch[0], scratch[1], 1.0 / n_symbols
+    inner = min(stored, depth)
+    for d in range(inner):
+        scratch[2, d] = odds[nodes[d] + MIXTURE]
+    sigmoids(scratch[2], padded(inner), weights, bits, doubles)
+    weights[depth] = 1.0
     for d in range(stored, depth + 2):
         below[d] = uniform
+    for d in range(stored):
+        shares[d] = 1.0 / (totals[d] + 0.5 * n_symbols)
+    own = scratch[3]
+    for d in range(stored):
+        own[d] = weights[d] * (shares[d] * (counts[2 * nodes[d] + FIRST_COUNT + symbol] + 0.5))
+    deeper = uniform
     for d in range(stored - 1, -1, -1):
-        weight = 1.0 if d == depth else 1.0 / (1.0 + np.exp(-odds[slots[d], MIXTURE]))
-        scale = weight / (totals[d] + 0.5 * n_symbols)
-        rest = 1.0 - weight
-        row = slots[d]
+        deeper = own[d] + (1.0 - weights[d]) * deeper
+        below[d] = deeper
+    left = 1.0
+    for d in range(stored):
+        shares[d] *= left * weights[d]
+        left *= 1.0 - weights[d]
+    if n_symbols <= _FEW:
         for a in range(n_symbols):
-            mixture[a] = scale * (counts[row, FIRST_COUNT + a] + 0.5) + rest * mixture[a]
-        below[d] = mixture[symbol]
+            total = left * uniform
+            for d in range(stored):
+                total += shares[d] * (counts[2 * nodes[d] + FIRST_COUNT + a] + 0.5)
+            mixture[a] = total
+        return
+    for a in range(n_symbols):
+        mixture[a] = left * uniform
+    for d in range(stored):
+        row, share = counts_of(counts, nodes[d], n_symbols), shares[d]
+        for a in range(n_symbols):
+            mixture[a] += share * (row[a] + 0.5)
 
 
-@njit(cache=True, nogil=True)
-def path_slacks(odds: Floats, slots: Ints, stored: int, depth: int, start: Floats, log_alpha: float, slack: Floats) -> int:
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def path_slacks(odds: Floats, nodes: Ints, stored: int, depth: int, start: Floats, log_alpha: float, slack: Floats) -> int:
     """log(F_d / F*) - log alpha for each depth d; returns the number of depths that can be plausible at all.
 
     F_d is the best score of a tree whose leaf here has depth d, F* the best of all; ``start`` holds gamma of nodes that
@@ -125,7 +165,7 @@ def path_slacks(odds: Floats, slots: Ints, stored: int, depth: int, start: Float
     """
     above = -log_alpha
     for d in range(depth + 1):
-        gamma = np.inf if d == depth else (odds[slots[d], MAXIMUM] if d < stored else start[d])
+        gamma = np.inf if d == depth else (odds[nodes[d] + MAXIMUM] if d < stored else start[d])
         slack[d] = above + min(0.0, gamma)
         above += min(0.0, -gamma)
         if above < 0.0:
@@ -133,80 +173,139 @@ def path_slacks(odds: Floats, slots: Ints, stored: int, depth: int, start: Float
     return depth + 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def path_minimum(
-    counts: Counts, slots: Ints, totals: Ints, stored: int, slack: Floats, n_depths: int, leaf: int, out: Floats
+    counts: Counts, nodes: Ints, totals: Ints, stored: int, slack: Floats, n_depths: int, leaf: int, out: Floats
 ) -> None:
     """Plausible minimum over the depths of one path into ``out [V]`` (probabilities)."""
     n_symbols = out.shape[0]
-    out[:] = 1.0
-    for d in range(n_depths - 1, -1, -1):
-        if slack[d] < 0.0:
-            continue
-        if d >= stored:
-            least = 1.0 / n_symbols if leaf == KT else 0.0
-            for a in range(n_symbols):
-                out[a] = min(out[a], least)
-            continue
-        row, total = slots[d], totals[d]
-        if leaf == KT:
-            scale = 1.0 / (total + 0.5 * n_symbols)
-            for a in range(n_symbols):
-                out[a] = min(out[a], scale * (counts[row, FIRST_COUNT + a] + 0.5))
-            continue
-        radius = slack[d] / total
+    if leaf == KT:
         for a in range(n_symbols):
-            seen = counts[row, FIRST_COUNT + a]
+            out[a] = 1.0
+        for d in range(n_depths):
+            if slack[d] >= 0.0:
+                if d >= stored:
+                    for a in range(n_symbols):
+                        out[a] = min(out[a], 1.0 / n_symbols)
+                    break
+                row, scale = counts_of(counts, nodes[d], n_symbols), 1.0 / (totals[d] + 0.5 * n_symbols)
+                for a in range(n_symbols):
+                    out[a] = min(out[a], scale * (row[a] + 0.5))
+        return
+    for a in range(n_symbols):
+        out[a] = _profile_minimum(counts, FIRST_COUNT + a, nodes, totals, stored, slack, n_depths)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _profile_minimum(
+    counts: Counts, offset: int, nodes: Ints, totals: Ints, stored: int, slack: Floats, n_depths: int
+) -> float:
+    """Least probability of one action over the plausible profile leaves of a path.
+
+    The leaf that looks lowest is solved first. Another one is solved only if it can be lower: kl(p, q) is at least
+    (p - q)^2 / (2 v), with v the largest x (1 - x) between q and p.
+    """
+    lowest, at = 2.0, -1
+    for d in range(n_depths - 1, -1, -1):
+        if slack[d] >= 0.0:
+            if d >= stored:
+                return 0.0
+            seen = counts[2 * nodes[d] + offset]
             if seen == 0:
-                out[a] = 0.0
-            elif out[a] > 0.0:
-                p = seen / total
-                # KL(p, q) >= (p - q)^2 / (2 p) for q < p: skip where this depth cannot lower the minimum.
-                if out[a] >= p or (p - out[a]) * (p - out[a]) > 2.0 * p * radius or _kl(p, out[a]) < radius:
-                    out[a] = min(out[a], least_probability(p, radius))
+                return 0.0
+            wilson = wilson_bound(seen / totals[d], slack[d] / totals[d])
+            if wilson < lowest:
+                lowest, at = wilson, d
+    least = least_probability(counts[2 * nodes[at] + offset] / totals[at], slack[at] / totals[at])
+    for d in range(n_depths):
+        if slack[d] >= 0.0 and d != at:
+            p, radius = counts[2 * nodes[d] + offset] / totals[d], slack[d] / totals[d]
+            if p <= least:
+                least = least_probability(p, radius)
+                continue
+            spread = p * (1.0 - p) if p <= 0.5 else (0.25 if least < 0.5 else least * (1.0 - least))
+            if (p - least) * (p - least) < 2.0 * radius * spread and _kl(p, least) < radius:
+                least = least_probability(p, radius)
+    return least
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def _kl(p: float, q: float) -> float:
     """KL of two Bernoulli distributions, 0 < q < p <= 1, in nats."""
     return p * np.log(p / q) + ((1.0 - p) * (np.log1p(-p) - np.log1p(-q)) if p < 1.0 else 0.0)
 
 
-@njit(cache=True, nogil=True)
-def _complexity(kind: int, n_symbols: int, total: int, support: int) -> float:
-    if kind == NONE:
-        return 0.0
-    free = n_symbols - 1 if kind == BIC else max(support - 1, 0)
-    return 0.5 * free * _log_half(2 * (total + 1))
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _complexity(kind: int, n_symbols: int, support: int) -> float:
+    """What a leaf pays for its parameters, in multiples of log(total + 1)."""
+    return 0.5 * (n_symbols - 1 if kind == BIC else max(support - 1, 0))
 
 
-@njit(cache=True, nogil=True)
-def _leaf_increment(
-    counts: Counts, row: int, total: int, symbol: int, n_symbols: int, leaf: int, complexity: int, log_kt: float
-) -> float:
-    """Change of a leaf's log-score when ``symbol`` is added to its counts, in nats."""
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _leaf_increments(
+    counts: Counts,
+    nodes: Ints,
+    totals: Ints,
+    depth: int,
+    symbol: int,
+    n_symbols: int,
+    leaf: int,
+    complexity: int,
+    gains: Floats,
+    log_kt: Floats,
+    work: Floats,
+    taken: Floats,
+    bits: Ints,
+    doubles: Floats,
+) -> None:
+    """Change of each leaf's log-score when ``symbol`` is added to its counts, into ``gains [depth + 1]``, in nats.
+
+    ``log_kt [depth + 1]`` gets the Krichevsky-Trofimov log-probability of the symbol.
+    """
+    levels = depth + 1
+    for d in range(levels):
+        seen = counts[2 * nodes[d] + FIRST_COUNT + symbol]
+        work[d] = (seen + 0.5) / (totals[d] + 0.5 * n_symbols)
+    logs(work, padded(levels), log_kt, bits, doubles)
     if leaf == KT:
-        return log_kt
-    seen = counts[row, FIRST_COUNT + symbol]
-    gain = _xlogx(seen + 1) - _xlogx(seen) - _xlogx(total + 1) + _xlogx(total)
-    if complexity != NONE:
-        support = 0
+        for d in range(levels):
+            gains[d] = log_kt[d]
+        return
+    # Change of sum_a n_a log n_a - n log n, with 0 log 0 = 0.
+    for d in range(levels):
+        gains[d] = 0.0
+    for extra in range(2):
+        sign = 2.0 * extra - 1.0
+        for d in range(levels):
+            work[d] = max(counts[2 * nodes[d] + FIRST_COUNT + symbol] + extra, 1)
+        logs(work, padded(levels), taken, bits, doubles)
+        for d in range(levels):
+            gains[d] += sign * (counts[2 * nodes[d] + FIRST_COUNT + symbol] + extra) * taken[d]
+        for d in range(levels):
+            work[d] = max(totals[d] + extra, 1)
+        logs(work, padded(levels), taken, bits, doubles)
+        for d in range(levels):
+            gains[d] -= sign * (totals[d] + extra) * taken[d]
+    if complexity == NONE:
+        return
+    for d in range(levels):
+        first, support = 2 * nodes[d] + FIRST_COUNT, 0
         if complexity == SUPPORT:
             for a in range(n_symbols):
-                support += 1 if counts[row, FIRST_COUNT + a] > 0 else 0
-        fresh = 1 if seen == 0 else 0
-        gain -= _complexity(complexity, n_symbols, total + 1, support + fresh)
-        gain += _complexity(complexity, n_symbols, total, support)
-    return gain
+                support += 1 if counts[first + a] > 0 else 0
+        fresh = 1 if counts[first + symbol] == 0 else 0
+        gains[d] -= _complexity(complexity, n_symbols, support + fresh) * np.log(totals[d] + 2.0)
+        gains[d] += _complexity(complexity, n_symbols, support) * np.log(totals[d] + 1.0)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def learn_path(
     words: Ints,
     odds: Floats,
     counts: Counts,
+    width: int,
     keys: Ints,
-    slots: Ints,
+    nodes: Ints,
     totals: Ints,
     stored: int,
     depth: int,
@@ -217,31 +316,51 @@ def learn_path(
     leaf: int,
     complexity: int,
     below: Floats,
+    scratch: Floats,
+    bits: Ints,
+    doubles: Floats,
 ) -> float:
-    """Add ``symbol`` to every node of the path, creating missing ones; returns the change of the best tree's log-score."""
-    mask = words.shape[0] - 1
-    for d in range(stored, depth + 1):
-        row = slots[d]
-        while words[row, 0] != 0:
-            row = (row + 1) & mask
-        words[row, 0] = keys[d]
-        odds[row, MIXTURE] = start_mixture
-        odds[row, MAXIMUM] = start[d]
-        slots[d] = row
-        totals[d] = 0
-    best = 0.0
-    for d in range(depth, -1, -1):
-        row, total = slots[d], totals[d]
-        log_kt = _log_half(2 * counts[row, FIRST_COUNT + symbol] + 1) - _log_half(2 * total + n_symbols)
-        gain = _leaf_increment(counts, row, total, symbol, n_symbols, leaf, complexity, log_kt)
-        if d == depth:
-            best = gain
-        else:
-            before = odds[row, MAXIMUM]
-            after = before + gain - best
-            odds[row, MAXIMUM] = after
-            best = gain + max(0.0, -after) - max(0.0, -before)
-            odds[row, MIXTURE] += log_kt - np.log(below[d + 1])
-        counts[row, FIRST_COUNT + symbol] += 1
-    return best
+    """Add ``symbol`` to every node of the path, creating missing ones; returns the change of the best tree's log-score.
 
+    ``below`` is what ``path_mixture`` left; ``scratch``, ``bits`` and ``doubles`` are as there.
+    """
+    for d in range(stored, depth + 1):
+        node = nodes[d]
+        while words[node] != 0:
+            node += width
+            if node == words.shape[0]:
+                node = 0
+        words[node] = keys[d]
+        odds[node + MIXTURE] = start_mixture
+        odds[node + MAXIMUM] = start[d]
+        nodes[d] = node
+        totals[d] = 0
+    gains, log_kt, log_below = scratch[0], scratch[1], scratch[2]
+    _leaf_increments(
+        counts,
+        nodes,
+        totals,
+        depth,
+        symbol,
+        n_symbols,
+        leaf,
+        complexity,
+        gains,
+        log_kt,
+        scratch[3],
+        log_below,
+        bits,
+        doubles,
+    )
+    logs(below[1:], padded(depth), log_below, bits, doubles)
+    best = gains[depth]
+    counts[2 * nodes[depth] + FIRST_COUNT + symbol] += 1
+    for d in range(depth - 1, -1, -1):
+        node = nodes[d]
+        before = odds[node + MAXIMUM]
+        after = before + gains[d] - best
+        odds[node + MAXIMUM] = after
+        best = gains[d] + max(0.0, -after) - max(0.0, -before)
+        odds[node + MIXTURE] += log_kt[d] - log_below[d]
+        counts[2 * node + FIRST_COUNT + symbol] += 1
+    return best

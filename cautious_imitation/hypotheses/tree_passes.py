@@ -15,18 +15,21 @@ from cautious_imitation.hypotheses.tree_kernels import (
     Ints,
     find_path,
     learn_path,
+    padded,
     path_minimum,
     path_mixture,
     path_slacks,
     path_totals,
+    slot_of,
 )
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def learn_pass(
     words: Ints,
     odds: Floats,
     counts: Counts,
+    width: int,
     room: int,
     powers: Ints,
     start: Floats,
@@ -53,10 +56,13 @@ def learn_pass(
     rows are left; returns ``(next position, rows used)``.
     """
     depth, n_symbols = powers.shape[0] - 1, mixtures.shape[1]
-    shift = 64 - _bits(words.shape[0] - 1)
-    keys, slots = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    shift = 64 - _bits(words.shape[0] // width - 1)
+    keys, nodes = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
     totals, slack = np.zeros(depth + 1, np.int64), np.empty(depth + 1)
-    below, mixture = np.empty(depth + 2), np.empty(n_symbols)
+    room_for = padded(depth + 1)
+    below, mixture, scratch = np.ones(room_for + 1), np.empty(n_symbols), np.ones((4, room_for))
+    bits = np.empty(room_for, np.int64)
+    doubles = bits.view(np.float64)
     keep = mixtures.shape[0] > 0
     used = 0
     for i in range(begin, symbols.shape[0]):
@@ -65,21 +71,23 @@ def learn_pass(
         if room - used < depth + 1:
             return i, used
         symbol = symbols[i]
-        stored = find_path(words, shift, powers, buffer, i * stride, depth, keys, slots)
-        path_totals(counts, slots, stored, n_symbols, totals)
-        path_mixture(odds, counts, slots, totals, stored, depth, symbol, mixture, below)
+        stored = find_path(words, width, shift, powers, buffer, i * stride, depth, keys, nodes)
+        path_totals(counts, nodes, stored, n_symbols, totals)
+        path_mixture(odds, counts, nodes, totals, stored, depth, symbol, mixture, below, scratch, bits, doubles)
         if keep:
-            mixtures[i] = mixture
+            for a in range(n_symbols):
+                mixtures[i, a] = mixture[a]
             level = min(0.0, log_alpha - scores[0] + scores[1]) if total else log_alpha
-            n_depths = path_slacks(odds, slots, stored, depth, start, level, slack)
-            path_minimum(counts, slots, totals, stored, slack, n_depths, leaf, minima[i])
+            n_depths = path_slacks(odds, nodes, stored, depth, start, level, slack)
+            path_minimum(counts, nodes, totals, stored, slack, n_depths, leaf, minima[i])
         scores[1] += np.log(below[0])
         scores[0] += learn_path(
             words,
             odds,
             counts,
+            width,
             keys,
-            slots,
+            nodes,
             totals,
             stored,
             depth,
@@ -90,29 +98,37 @@ def learn_pass(
             leaf,
             complexity,
             below,
+            scratch,
+            bits,
+            doubles,
         )
         used += depth + 1 - stored
     return symbols.shape[0], used
 
 
-@njit(cache=True, nogil=True)
-def mixture_pass(words: Ints, odds: Floats, counts: Counts, powers: Ints, contexts: Ints, out: Floats) -> None:
+@njit(cache=True, nogil=True, error_model="numpy")
+def mixture_pass(
+    words: Ints, odds: Floats, counts: Counts, width: int, powers: Ints, contexts: Ints, out: Floats
+) -> None:
     """Mixture predictions for ``contexts [N, depth]`` into ``out [N, V]``, as probabilities."""
     depth, n_symbols = powers.shape[0] - 1, out.shape[1]
-    shift = 64 - _bits(words.shape[0] - 1)
-    keys, slots, totals = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
-    below = np.empty(depth + 2)
+    shift = 64 - _bits(words.shape[0] // width - 1)
+    keys, nodes, totals = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    room_for = padded(depth + 1)
+    below, scratch, bits = np.ones(room_for + 1), np.ones((4, room_for)), np.empty(room_for, np.int64)
+    doubles = bits.view(np.float64)
     for i in range(contexts.shape[0]):
-        stored = find_path(words, shift, powers, contexts[i], 0, depth, keys, slots)
-        path_totals(counts, slots, stored, n_symbols, totals)
-        path_mixture(odds, counts, slots, totals, stored, depth, 0, out[i], below)
+        stored = find_path(words, width, shift, powers, contexts[i], 0, depth, keys, nodes)
+        path_totals(counts, nodes, stored, n_symbols, totals)
+        path_mixture(odds, counts, nodes, totals, stored, depth, 0, out[i], below, scratch, bits, doubles)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def minimum_pass(
     words: Ints,
     odds: Floats,
     counts: Counts,
+    width: int,
     powers: Ints,
     start: Floats,
     leaf: int,
@@ -122,37 +138,38 @@ def minimum_pass(
 ) -> None:
     """Plausible minima for ``contexts [N, depth]`` into ``out [N, V]``, as probabilities."""
     depth, n_symbols = powers.shape[0] - 1, out.shape[1]
-    shift = 64 - _bits(words.shape[0] - 1)
-    keys, slots, totals = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    shift = 64 - _bits(words.shape[0] // width - 1)
+    keys, nodes, totals = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
     slack = np.empty(depth + 1)
     for i in range(contexts.shape[0]):
-        stored = find_path(words, shift, powers, contexts[i], 0, depth, keys, slots)
-        path_totals(counts, slots, stored, n_symbols, totals)
-        n_depths = path_slacks(odds, slots, stored, depth, start, log_alpha, slack)
-        path_minimum(counts, slots, totals, stored, slack, n_depths, leaf, out[i])
+        stored = find_path(words, width, shift, powers, contexts[i], 0, depth, keys, nodes)
+        path_totals(counts, nodes, stored, n_symbols, totals)
+        n_depths = path_slacks(odds, nodes, stored, depth, start, log_alpha, slack)
+        path_minimum(counts, nodes, totals, stored, slack, n_depths, leaf, out[i])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def path_pass(
-    words: Ints, odds: Floats, counts: Counts, powers: Ints, start: Floats, contexts: Ints, seen: Counts, gammas: Floats
+    words: Ints, odds: Floats, counts: Counts, width: int, powers: Ints, start: Floats, contexts: Ints, seen: Counts, gammas: Floats
 ) -> None:
     """Counts ``seen [N, depth + 1, V]`` and gamma ``[N, depth + 1]`` of the nodes along each context."""
     depth, n_symbols = powers.shape[0] - 1, seen.shape[2]
-    shift = 64 - _bits(words.shape[0] - 1)
-    keys, slots = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    shift = 64 - _bits(words.shape[0] // width - 1)
+    keys, nodes = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
     for i in range(contexts.shape[0]):
-        stored = find_path(words, shift, powers, contexts[i], 0, depth, keys, slots)
+        stored = find_path(words, width, shift, powers, contexts[i], 0, depth, keys, nodes)
         for d in range(depth + 1):
-            gammas[i, d] = np.inf if d == depth else (odds[slots[d], MAXIMUM] if d < stored else start[d])
+            gammas[i, d] = np.inf if d == depth else (odds[nodes[d] + MAXIMUM] if d < stored else start[d])
             for a in range(n_symbols):
-                seen[i, d, a] = counts[slots[d], FIRST_COUNT + a] if d < stored else 0
+                seen[i, d, a] = counts[2 * nodes[d] + FIRST_COUNT + a] if d < stored else 0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def leaves_pass(
     words: Ints,
     odds: Floats,
     counts: Counts,
+    width: int,
     powers: Ints,
     start: Floats,
     leaf: int,
@@ -167,13 +184,13 @@ def leaves_pass(
     A leaf that saw nothing has an infinite radius (profile) or is uniform (KT).
     """
     depth, n_symbols = powers.shape[0] - 1, centres.shape[2]
-    shift = 64 - _bits(words.shape[0] - 1)
-    keys, slots, totals = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    shift = 64 - _bits(words.shape[0] // width - 1)
+    keys, nodes, totals = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
     slack = np.empty(depth + 1)
     for i in range(contexts.shape[0]):
-        stored = find_path(words, shift, powers, contexts[i], 0, depth, keys, slots)
-        path_totals(counts, slots, stored, n_symbols, totals)
-        n_depths = path_slacks(odds, slots, stored, depth, start, log_alpha, slack)
+        stored = find_path(words, width, shift, powers, contexts[i], 0, depth, keys, nodes)
+        path_totals(counts, nodes, stored, n_symbols, totals)
+        n_depths = path_slacks(odds, nodes, stored, depth, start, log_alpha, slack)
         for d in range(depth + 1):
             plausible[i, d] = d < n_depths and slack[d] >= 0.0
             radii[i, d] = 0.0
@@ -185,25 +202,27 @@ def leaves_pass(
             extra = 0.5 if leaf == KT else 0.0
             scale = 1.0 / (totals[d] + extra * n_symbols)
             for a in range(n_symbols):
-                centres[i, d, a] = scale * (counts[slots[d], FIRST_COUNT + a] + extra)
+                centres[i, d, a] = scale * (counts[2 * nodes[d] + FIRST_COUNT + a] + extra)
             if leaf != KT and plausible[i, d]:
                 radii[i, d] = slack[d] / totals[d]
 
 
-@njit(cache=True, nogil=True)
-def rehash(old: Ints, new: Ints) -> None:
-    """Move every used row of ``old`` into the larger, empty table ``new``."""
-    mask = new.shape[0] - 1
-    shift = 64 - _bits(mask)
-    for i in range(old.shape[0]):
-        if old[i, 0] != 0:
-            slot = np.int64((np.uint64(old[i, 0]) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(shift))
-            while new[slot, 0] != 0:
-                slot = (slot + 1) & mask
-            new[slot] = old[i]
+@njit(cache=True, nogil=True, error_model="numpy")
+def rehash(old: Ints, new: Ints, width: int) -> None:
+    """Copy every node of ``old`` into the larger, empty table ``new``."""
+    shift = 64 - _bits(new.shape[0] // width - 1)
+    for source in range(0, old.shape[0], width):
+        if old[source] != 0:
+            node = slot_of(old[source], shift) * width
+            while new[node] != 0:
+                node += width
+                if node == new.shape[0]:
+                    node = 0
+            for i in range(width):
+                new[node + i] = old[source + i]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _bits(mask: int) -> int:
     bits = 0
     while mask:

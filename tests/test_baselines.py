@@ -1,0 +1,93 @@
+"""The benchmarks run as a user types them, on tiny sizes; how fast things are is for ``make bench`` to say."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cautious_imitation import CompareConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def figures(name: str, *arguments: str) -> dict[str, Any]:
+    """What the benchmark says in its last line."""
+    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "baselines" / f"{name}.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": search},
+    )
+    assert run.returncode == 0, run.stderr
+    *table, last = run.stdout.splitlines()
+    assert len(table) > 3
+    found: dict[str, Any] = json.loads(last)
+    assert found["benchmark"] == name
+    return found
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the memory of a child process is known on POSIX systems only")
+def test_compare_speed() -> None:
+    settings = ["--set", "grids.main.budgets_nats=[1]", "--set", "grids.main.horizons=[4]"]
+    for name in CompareConfig.load().grids:
+        settings += ["--set", f"grids.{name}.anchors={'[demonstrator]' if name == 'main' else '[]'}"]
+    found = figures("compare_speed", "--repeats", "1", "--kernel-cache", os.environ["NUMBA_CACHE_DIR"], *settings)
+    assert [run["kernels"] for run in found["compare"]] == ["in the cache given", "compiled before"]
+    assert found["compare"][0]["target_seconds"] == 60
+    for run in found["compare"]:
+        assert run["seconds"] > 0
+        assert 1e7 < run["peak_bytes"] < 1e10
+    alone, everything = found["import"]
+    assert alone["target_seconds"] == 1
+    assert 0 < alone["seconds"] < everything["seconds"]
+    assert "numba" in everything["packages"]
+    assert "torch" not in alone["packages"] + everything["packages"]
+
+
+def test_compare_speed_passes_on_what_compare_says() -> None:
+    command = [sys.executable, str(ROOT / "baselines" / "compare_speed.py"), "--preset", "dialog"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 1
+    assert "preset must be one of" in run.stderr
+
+
+def test_solver_speed() -> None:
+    found = figures("solver_speed", "--horizon", "8", "--demonstrations", "500", "--depth", "2", "--repeats", "1")
+    assert [(row["world"], row["caution"]) for row in found["rows"]] == [
+        ("every context", "pointwise"),
+        ("every context", "minimax"),
+        ("real chats", "pointwise"),
+        ("real chats", "minimax"),
+    ]
+    assert [row["target_seconds"] for row in found["rows"]] == [1.5, 6, 1.5, 6]
+    for row in found["rows"]:
+        assert row["states"] <= 18**2
+        assert row["charge_nats"] <= 2 + 1e-6
+        assert row["seconds"] > 0
+        assert row["sweeps"] >= 1
+        assert math.isfinite(row["duality_gap"])
+    assert found["rows"][0]["states"] == 18**2
+
+
+def test_tree_throughput() -> None:
+    sizes = ("--symbols", "3000", "--wide-symbols", "1000", "--bayesml-symbols", "300", "--repeats", "1")
+    rows = figures("tree_throughput", *sizes)["rows"]
+    contenders = ["ContextTree kt", "ContextTree profile", "bayesml", "vlmc (batch)"]
+    assert [row["what"] for row in rows] == contenders * 2
+    assert [row["target"] for row in rows] == [1.5e6, 0.75e6, None, None, 0.5e6, 0.25e6, None, None]
+    assert [row["symbols"] for row in rows] == [3000, 3000, 300, 3000, 1000, 1000, 300, 1000]
+    for row in rows:
+        assert row["symbols_per_second"] > 0
+    for kt, bayesml in ((rows[0], rows[2]), (rows[4], rows[6])):
+        assert kt["log_loss_difference_nats"] < 1e-6, "kt leaves and bayesml must learn the same model"
+        assert kt["times_bayesml"] == pytest.approx(kt["symbols_per_second"] / bayesml["symbols_per_second"])
