@@ -18,7 +18,7 @@ _MAX_STEPS = 200
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def wilson_bound(p: float, radius: float) -> float:
     """The q below p with (p - q)^2 / (2 q (1 - q)) = radius: close to the least q with kl(p, q) <= radius."""
-    return p * p / (p + radius + np.sqrt(radius * (radius + 2.0 * p * (1.0 - p))))
+    return float(p * p / (p + radius + np.sqrt(radius * (radius + 2.0 * p * (1.0 - p)))))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -57,7 +57,7 @@ def _guard(x: float, newton: float, low: float, high: float) -> float:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def worst_kl_ball(log_p: Floats, p: Floats, radius: float, pi: Floats, ratio: Floats, theta: Floats) -> float:
-    """max KL(pi || theta) over the ball, in nats; ``ratio`` is scratch ``[V]``, ``theta`` gets the log of the maximiser.
+    """max KL(pi || theta) over the ball, in nats; ``ratio [V]`` is scratch, ``theta [V]`` gets the maximiser's log.
 
     With mu > max pi/p the maximiser is theta = (mu p - pi)/(mu - 1); t = mu - max pi/p is solved for in log t.
     """

@@ -61,12 +61,12 @@ def certify(
         anchor: the base policy that was charged against.
         charge_nats: expected charge of an episode with asking free of charge (``Metrics.free_charge_nats``).
         excess_nats: measured excess, where the demonstrator is known.
-        demonstrator_prior: prior weight of the demonstrator in a finite class, if it is known to be a member; needed for
-            a proof.
+        demonstrator_prior: prior weight of the demonstrator in a finite class, if it is known to be a member; a proof
+            needs it.
         answers_from: who answers the questions.
 
     Raises:
-        ValueError: if the charge is negative or the prior outside (0, 1].
+        ValueError: if the charge or the excess is negative or the prior outside (0, 1].
 
     >>> import numpy as np
     >>> from cautious_imitation.hypotheses.finite import FiniteHypotheses
@@ -81,6 +81,8 @@ def certify(
         raise ValueError(f"charge_nats must be at least 0, got {charge_nats!r}; it is an expected KL")
     if demonstrator_prior is not None and not 0 < demonstrator_prior <= 1:
         raise ValueError(f"demonstrator_prior must be in (0, 1], got {demonstrator_prior!r}")
+    if excess_nats is not None and not excess_nats >= 0:
+        raise ValueError(f"excess_nats must be at least 0, got {excess_nats!r}; it adds to the charge")
     bound = charge_nats + (excess_nats or 0.0)
     help_from = (
         "questions are answered by the demonstrator"

@@ -57,7 +57,7 @@ class PlausibleSet:
 
     @classmethod
     def points(cls, log_probs: Array, plausible: Array | None = None) -> PlausibleSet:
-        """Members that are single distributions: ``log_probs [..., M, V]``; all plausible unless a mask says otherwise."""
+        """Members that are single distributions, ``log_probs [..., M, V]``; without a mask ``[..., M]`` all plausible."""
         xp = array_namespace(log_probs)
         radii = xp.zeros_like(log_probs[..., 0])
         return cls(log_probs, radii, xp.isfinite(radii) if plausible is None else plausible)
@@ -70,9 +70,9 @@ class PlausibleSet:
             return xp.min(xp.where(mask, self.log_centres, xp.zeros_like(self.log_centres)), axis=-2)
         from cautious_imitation.batch_kernels import batch_minimum
 
-        log_p, p, radii, mask = self.flat()
+        _, p, radii, mask = self.flat()
         with np.errstate(divide="ignore"):
-            return np.log(batch_minimum(p, radii, mask)).reshape(self._shape() + (p.shape[-1],))
+            return np.log(batch_minimum(p, radii, mask)).reshape((*self._shape(), p.shape[-1]))
 
     def worst_kl(self, log_pi: Array) -> Array:
         """max KL(pi || nu) over the set, in nats, shape ``[...]``; ``log_pi`` is ``[..., V]`` log-probabilities.
@@ -95,7 +95,9 @@ class PlausibleSet:
         self._check(log_probs, "log_probs")
         xp = array_namespace(log_probs, self.log_centres)
         distance = kl(self.log_centres, log_probs[..., None, :])
-        return xp.any(self.plausible & (distance <= self.radii_nats + tolerance_nats), axis=-1)
+        # A sub-distribution is no ball: its KL to a distribution may be negative however far apart they are.
+        whole = xp.sum(xp.exp(self.log_centres), axis=-1) >= 1 - tolerance_nats
+        return xp.any(self.plausible & whole & (distance <= self.radii_nats + tolerance_nats), axis=-1)
 
     def covers(self, log_tau: Array, tolerance_nats: float = 1e-9) -> Array:
         """Whether ``worst_kl(pi)`` bounds KL(pi || tau) for every pi: booleans ``[...]``; ``log_tau`` is ``[..., V]``.
@@ -110,8 +112,8 @@ class PlausibleSet:
     def best_response(self, q_values: Array, multiplier: float) -> tuple[Array, Array]:
         """The policy that maximises pi.Q - multiplier * worst_kl(pi).
 
-        Exact for one ball, and for any number of single distributions. For several balls it is the response to the worst
-        single one, whose charge is still the exact worst case over all.
+        Exact for one ball, and for any number of single distributions. For several balls it is the response to the
+        worst single one, whose charge is still the exact worst case over all.
 
         Args:
             q_values: ``[..., V]`` action values, NumPy.
@@ -160,6 +162,6 @@ class PlausibleSet:
         return bool(xp.any(self.radii_nats > 0))
 
     def _check(self, values: Array, name: str) -> None:
-        wanted = self._shape() + (self.log_centres.shape[-1],)
+        wanted = (*self._shape(), self.log_centres.shape[-1])
         if tuple(values.shape) != wanted:
             raise ValueError(f"{name} must have shape {wanted}, got {tuple(values.shape)}")

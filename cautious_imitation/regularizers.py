@@ -1,7 +1,6 @@
 """Divergence x controller x ask accounting: what keeps a fine-tuned policy close to its anchor.
 
-The three accountings differ in what asking costs in nats. Each function gives the exact expected charge of a step, never
-a sampled log-ratio.
+The three accountings differ in what asking costs in nats. Charges are exact expectations, never sampled log-ratios.
 """
 
 from __future__ import annotations
@@ -35,7 +34,9 @@ class Penalty:
 
     def __post_init__(self) -> None:
         if not self.multiplier > 0:
-            raise ValueError(f"multiplier must be positive, got {self.multiplier!r}; it is the price of a nat in reward")
+            raise ValueError(
+                f"multiplier must be positive, got {self.multiplier!r}; it is the price of a nat in reward"
+            )
 
 
 Controller: TypeAlias = ExpectedBudget | Penalty

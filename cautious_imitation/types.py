@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any, TypeAlias
 
 from array_api_compat import array_namespace
@@ -18,7 +18,7 @@ Array: TypeAlias = Any
 _MASS_TOLERANCE = 1e-6
 
 
-class Actor(str, Enum):
+class Actor(StrEnum):
     """Who chose a recorded action. Only the demonstrator's actions are evidence about the demonstrator."""
 
     DEMONSTRATOR = "demonstrator"

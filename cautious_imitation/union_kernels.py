@@ -1,10 +1,10 @@
 """Compiled routines for a union of KL balls, the plausible set at one context: worst charge and best response.
 
-The best response solves max_pi min_nu [pi.gain - KL(pi || nu)] with nu anywhere in the union. Where one member is worst
-for its own best response, that is the saddle. Elsewhere the adversary is a geometric mixture of several worst cases. For
-single distributions they are found one by one (cutting planes) and weighted by minimising the convex function
-log sum_a e^gain prod_j nu_j^u_j, which is exact. For balls the response to the worst single member is kept: its charge is
-still the exact worst case over all members, and the bound that comes with it says how far from the saddle it can be
+The best response solves max_pi min_nu [pi.gain - KL(pi || nu)] with nu anywhere in the union. Where one member is
+worst for its own best response, that is the saddle. Elsewhere the adversary is a geometric mixture of several worst
+cases. For single distributions they are found one by one (cutting planes) and weighted by minimising the convex
+function log sum_a e^gain prod_j nu_j^u_j, which is exact. For balls the response to the worst single member is kept: its charge
+is still the exact worst case over all members, and the bound that comes with it says how far from the saddle it can be
 (docs/theory.md, "Minimax caution").
 """
 
@@ -29,7 +29,7 @@ _MAX_TRANSFERS = 200
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def union_minimum(p: Floats, radii: Floats, plausible: Bools, out: Floats) -> None:
-    """Pointwise minimum over the union at one context: ``p [M, V]``, ``radii [M]``, ``plausible [M]`` -> ``out [V]``."""
+    """Pointwise minimum over the union at one context, from centres ``p [M, V]``, into ``out [V]``."""
     out[:] = np.inf
     for m in range(p.shape[0]):
         if plausible[m]:
@@ -152,8 +152,8 @@ def union_best_response(
         scratch: ``[5, V]``.
 
     Returns:
-        ``(bound, charge in nats)``: no policy has a larger ``pi.gain - worst KL`` than ``bound`` (for the gain as passed
-        in), and ``pi`` reaches it up to the refinement's gap; ``charge`` is the worst KL of ``pi`` itself, exactly.
+        ``(bound, charge in nats)``: no policy has a larger ``pi.gain - worst KL`` than ``bound`` (for the gain as
+        passed in), and ``pi`` reaches it up to the gap described above; ``charge`` is the worst KL of ``pi`` itself.
         ``(-inf, inf)`` where every policy has an infinite charge.
     """
     n_members, n = p.shape

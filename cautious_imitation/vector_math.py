@@ -1,8 +1,9 @@
 """Sigmoid and logarithm of a handful of values, in loops that compile to vector instructions.
 
 The C library's ``exp`` and ``log`` are called value by value; here a handful of values at a time share one polynomial.
-Both are within 4 units in the last place of it. Powers of two go through the bits of a double: ``bits`` and ``doubles`` are two views of the same scratch memory, used in separate loops
-so that the compiler sees no overlap.
+Both are within 4 units in the last place of it. Powers of two go through the bits of a double: ``bits`` and ``doubles``
+are two views of the same scratch memory, used in separate loops so that the compiler sees no overlap. ``out`` must not
+be the array that is read, for the same reason.
 """
 
 from __future__ import annotations

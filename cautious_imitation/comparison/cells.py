@@ -180,9 +180,7 @@ class Experiment:
         )
         return solution, evaluate(world, solution, references, accounting)
 
-    def _matched(
-        self, cell: Cell, world: FiniteWorld, references: PlausibleSet
-    ) -> tuple[Solution, Metrics]:
+    def _matched(self, cell: Cell, world: FiniteWorld, references: PlausibleSet) -> tuple[Solution, Metrics]:
         """A Bayesian anchor that has to ask where a score is low, as often as the minimax anchor asks."""
         target = self.minimax_ask_rate(_as_minimax(cell))
         score = self._score(cell, world, references)

@@ -146,7 +146,9 @@ def _resume(folder: Path, settings: dict[str, Any]) -> dict[str, Row]:
     path = folder / _SETTINGS
     if path.exists():
         if json.loads(path.read_text(encoding="utf-8")) != settings:
-            raise ValueError(f"out={str(folder)!r} holds another comparison's results; choose another folder or remove it")
+            raise ValueError(
+                f"out={str(folder)!r} holds another comparison's results; choose another folder or remove it"
+            )
     elif any((folder / name).exists() for name in (_PARTIAL, "results.json")):
         raise ValueError(f"out={str(folder)!r} holds results without {_SETTINGS}; choose another folder or remove it")
     else:
@@ -183,7 +185,13 @@ def _progress(console: Console | None, total: int, done: int) -> Iterator[Any]:
     if console is None:
         yield lambda: None
         return
-    columns = (TextColumn("solving cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("solving cells"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("cells", total=total, completed=done)
         yield lambda: bar.advance(task)

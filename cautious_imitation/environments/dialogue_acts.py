@@ -52,7 +52,7 @@ def dialogue_acts_world(
 
     >>> world = dialogue_acts_world()
     >>> world.n_states, world.n_actions
-    (1461, 9)
+    (1468, 9)
     """
     if deployment not in get_args(Deployment):
         raise ValueError(f"deployment must be one of {', '.join(get_args(Deployment))}, got {deployment!r}")
@@ -78,10 +78,12 @@ def sample_demonstrations(
         chat_length: symbols in a conversation.
 
     Raises:
-        ValueError: if ``n_symbols`` is below 1.
+        ValueError: if ``n_symbols`` or ``chat_length`` is below 1.
     """
     if n_symbols < 1:
         raise ValueError(f"n_symbols must be at least 1, got {n_symbols}; it counts the demonstrator's actions")
+    if chat_length < 1:
+        raise ValueError(f"chat_length must be at least 1 symbol, got {chat_length}")
     cumulative = np.cumsum(np.where(world.agent_turn[:, None], world.demonstrator, world.environment_policy), axis=1)
     cumulative /= cumulative[:, -1:]
     chats: list[IntArray] = []

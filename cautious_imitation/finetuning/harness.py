@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from cautious_imitation.certificates import Certificate, certify
 from cautious_imitation.environments.finite_world import FiniteWorld
 from cautious_imitation.finetuning.exact import ExactSolver, Solution
@@ -46,6 +44,7 @@ def finetune(
     Raises:
         BudgetInfeasible: if no policy meets the budget.
 
+    >>> import numpy as np
     >>> from cautious_imitation import CautiousImitator, ContextTree, ExpectedBudget
     >>> from cautious_imitation.environments.dialogue_acts import dialogue_acts_world, sample_demonstrations
     >>> world = dialogue_acts_world(horizon=16)

@@ -24,7 +24,7 @@ class Metrics:
         free_charge_nats: expected charge with asking free of charge: the certified KL, whatever the accounting.
         kl_demonstrator_nats: KL(law of what is done || law of the demonstrator), given which policy of the mixture was
             drawn; at most that much without knowing it.
-        excess_nats: expected sum of max(0, KL(pi || tau) - charge) over the steps that act: how far the charge fell short.
+        excess_nats: expected sum of max(0, KL(pi || tau) - charge) over the steps that act: what the charge missed.
         coverage: share of the agent's decisions at which the charge bounds KL(pi || tau) for every pi.
         ask_rate: share of the agent's decisions that are questions.
         asks_per_episode: expected questions.

@@ -49,10 +49,9 @@ def sweep(
 
     Args:
         log_p, p, radii, plausible: references ``[rows, M, V]``, ``[rows, M]``.
-        log_ask: ``[rows]`` log of the reference's own ask probability; used when ``outcome`` accounts asking as one more
-            symbol.
-        policies, act_share, act_charge: ``[T, rows, V]``, ``[T, rows]``, ``[T, rows]``: the maximiser given that it acts,
-            the probability of acting, and the worst KL of the former in nats; not written where they have no rows.
+        log_ask: ``[rows]`` log of the reference's own ask probability, for ``outcome``: asking is one more symbol.
+        policies, act_share, act_charge: ``[T, rows, V]``, ``[T, rows]``, ``[T, rows]``: the maximiser given that it
+            acts, the probability of acting, and the former's worst KL in nats; not written where they have no rows.
 
     Returns:
         ``(upper bound on the objective, E[reward], E[charge] in nats, E[asks])`` from the start.
@@ -92,7 +91,7 @@ def sweep(
                 )
                 act_value *= multiplier
             cost = 0.0
-            if outcome:
+            if outcome and np.isnan(gate[r]):
                 ask_weight = log_ask[r] + ask_value / multiplier
                 top = max(act_value / multiplier, ask_weight)
                 if top > -np.inf:
@@ -112,6 +111,9 @@ def sweep(
                 charge = 0.0
             if not outcome:
                 cost = act * charge
+            elif not np.isnan(gate[r]):
+                cost = _outcome_charge(act, charge, log_ask[r])
+                new_bound[s] -= multiplier * (cost - (act * charge if act > 0.0 else 0.0))
             new_gain[s], new_cost[s], new_asks[s] = 0.0, cost, 1.0 - act
             for a in range(n):
                 share = (1.0 - act) * demonstrator[s, a] + (act * pi[a] if act > 0.0 else 0.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -17,6 +16,7 @@ from cautious_imitation.atomic_files import write_safetensors, write_text
 from cautious_imitation.demonstrations import Demonstrations, Evidence
 from cautious_imitation.hypotheses import tree_passes as passes
 from cautious_imitation.hypotheses.base import Hypotheses, check_alpha, check_symbols
+from cautious_imitation.hypotheses.suffix_tree import SuffixTree, pruned_leaves
 from cautious_imitation.hypotheses.tree_kernels import BIC, FIRST_COUNT, KT, MAXIMUM, NONE, PROFILE, SUPPORT
 from cautious_imitation.plausible_sets import PlausibleSet
 from cautious_imitation.types import Array
@@ -32,27 +32,13 @@ _BLOCK = 1 << 14
 _MAX_LOAD = 0.5
 
 
-@dataclass(frozen=True)
-class SuffixTree:
-    """One context tree: its leaves and what was seen at them.
-
-    Attributes:
-        leaves: context of each leaf, oldest symbol first (the empty tuple is the root), to its counts ``[V]``.
-            Subtrees that were never seen are left out.
-        log_score: log prior plus log-score of all that was learned, in nats.
-    """
-
-    leaves: dict[tuple[int, ...], NDArray[np.int64]]
-    log_score: float
-
-
 class ContextTree(Hypotheses):
-    """Every suffix tree of depth at most ``depth``, weighted exactly (DESIGN: ``docs/theory.md``).
+    """Every suffix tree of depth at most ``depth``, weighted exactly (``docs/theory.md``).
 
     A tree predicts the next symbol from the longest of its leaves that matches the most recent symbols. Its prior is
     ``stop_prob`` for each leaf above ``depth`` and ``1 - stop_prob`` for each inner node. The mixture over all trees is
-    context tree weighting with Krichevsky-Trofimov (KT) leaves; the plausible leaves are the D + 1 depths on the current
-    path whose best tree is within log(1 / alpha) nats of the best tree of all.
+    context tree weighting with Krichevsky-Trofimov (KT) leaves. Of the D + 1 depths that a leaf on the current path can
+    have, those are plausible whose best tree is within log(1 / alpha) nats of the best tree of all.
 
     Args:
         n_symbols: V, the number of actions 0..V-1 that are predicted.
@@ -62,8 +48,8 @@ class ContextTree(Hypotheses):
         start_symbol: pads contexts that are shorter than ``depth``; default k - 1.
         stop_prob: prior probability of a leaf; default (k-1)/k, at which a split costs least (1/2 for k = 1).
         leaf: ``"profile"`` (a leaf's parameters are unknown: a KL ball around the counts) or ``"kt"``.
-        complexity: what a profile leaf pays for its parameters: ``"none"``, ``"support"`` (observed symbols - 1)/2 log(n
-            + 1) or ``"bic"`` (V - 1)/2 log(n + 1).
+        complexity: what a profile leaf pays for its parameters: ``"none"``, ``"support"``, (observed symbols - 1)/2
+            log(n + 1), or ``"bic"``, (V - 1)/2 log(n + 1).
         plausible: ``"best"`` compares with the best tree, ``"total"`` with the whole mixture (``leaf="kt"`` only).
 
     Raises:
@@ -75,7 +61,7 @@ class ContextTree(Hypotheses):
     >>> tree.map_tree().leaves[(0,)]
     array([ 0, 50])
     >>> np.exp(tree.mixture([0])).round(2)
-    array([0.01, 0.99])
+    array([0.06, 0.94])
 
     Source: Willems, Shtarkov, Tjalkens 1995 (mixture); Cohen, Hutter, Nanda 2022 (plausible minimum).
     """
@@ -110,8 +96,8 @@ class ContextTree(Hypotheses):
             )
         if stop_prob is not None and not 0 < stop_prob < 1:
             raise ValueError(
-                f"stop_prob must be in (0, 1), got {stop_prob!r}; 1 - 2**(1-k) rounds to 1 from k = 55 on, leave it out "
-                "for (k-1)/k"
+                f"stop_prob must be in (0, 1), got {stop_prob!r}; 1 - 2**(1-k) rounds to 1 from k = 55 on, "
+                "leave it out for (k-1)/k"
             )
         for name, value, known in (
             ("leaf", leaf, get_args(Leaf)),
@@ -214,9 +200,7 @@ class ContextTree(Hypotheses):
             self._learn(self._padded(sequence), 1, sequence, learn)
         return self
 
-    def prequential(
-        self, sequence: ArrayLike, alpha: float
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def prequential(self, sequence: ArrayLike, alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Predict each symbol of one sequence, then learn it: the mixture and the plausible minimum before each update.
 
         Args:
@@ -247,27 +231,14 @@ class ContextTree(Hypotheses):
 
     def map_depth(self, context: Array) -> NDArray[np.int64]:
         """Depth of the most probable tree's leaf at ``context [..., L]``, shape ``[...]``; ties stop early."""
-        return np.argmax(self._paths(context)[1] >= 0, axis=-1)
+        return np.asarray(np.argmax(self._paths(context)[1] >= 0, axis=-1))
 
     def map_tree(self) -> SuffixTree:
         """The most probable single tree; ties go to the smaller one."""
         rows = self._nodes()
         counts = rows.view(np.uint32)[:, FIRST_COUNT : FIRST_COUNT + self.n_symbols].astype(np.int64)
-        gamma = rows.view(np.float64)[:, MAXIMUM]
-        index = {int(key): i for i, key in enumerate(rows[:, 0])}
-        leaves: dict[tuple[int, ...], NDArray[np.int64]] = {}
-        unvisited: list[tuple[int, tuple[int, ...]]] = [(1, ())]
-        while unvisited:
-            key, suffix = unvisited.pop()
-            if key not in index:
-                if not suffix:
-                    leaves[suffix] = np.zeros(self.n_symbols, dtype=np.int64)
-                continue
-            if len(suffix) == self.depth or gamma[index[key]] >= 0:
-                leaves[suffix] = counts[index[key]]
-                continue
-            step = int(self._powers[len(suffix) + 1])
-            unvisited += [(key + (c + 1) * step, (c, *suffix)) for c in reversed(range(self.n_context_symbols))]
+        stops = rows.view(np.float64)[:, MAXIMUM] >= 0
+        leaves = pruned_leaves(rows[:, 0], counts, stops, self._powers, self.n_context_symbols)
         return SuffixTree(leaves, float(self._scores[0]))
 
     def save(self, folder: str | PathLike[str]) -> None:
@@ -323,7 +294,8 @@ class ContextTree(Hypotheses):
     def _nodes(self) -> NDArray[np.int64]:
         """The stored nodes, one a row."""
         rows = self._words.reshape(-1, self._width)
-        return rows[rows[:, 0] != 0]
+        nodes: NDArray[np.int64] = rows[rows[:, 0] != 0]
+        return nodes
 
     def _log_alpha(self, alpha: float) -> float:
         """Level relative to the best tree; the best one always belongs to the set."""
@@ -341,7 +313,7 @@ class ContextTree(Hypotheses):
     ) -> None:
         """Run the compiled pass, growing the table whenever it fills up."""
         empty = np.empty((0, self.n_symbols))
-        symbols = np.require(symbols, requirements="CW")  # one kind of array, so that the pass is compiled once
+        symbols = np.require(symbols, requirements=["C", "W"])  # one kind of array, so that the pass is compiled once
         position = 0
         while position < len(symbols):
             slots = len(self._words) // self._width
@@ -402,7 +374,9 @@ class ContextTree(Hypotheses):
             sequences = list(demonstrations.sequences)
             masks = list(demonstrations.learned(evidence))
         else:
-            sequences = [check_symbols(s, max(self.n_context_symbols, self.n_symbols), "sequence") for s in demonstrations]
+            sequences = [
+                check_symbols(s, max(self.n_context_symbols, self.n_symbols), "sequence") for s in demonstrations
+            ]
             masks = [s < self.n_symbols for s in sequences]
         for sequence, mask in zip(sequences, masks, strict=True):
             if sequence.ndim != 1:

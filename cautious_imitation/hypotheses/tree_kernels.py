@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
 
+ROOT_KEY = 1
+
 MIXTURE, MAXIMUM, FIRST_COUNT = 1, 2, 6
 """Offsets in a node: g and gamma in the float64 view, the first count in the uint32 view."""
 
@@ -31,6 +33,7 @@ _FEW = 4
 
 KT, PROFILE = 0, 1
 NONE, SUPPORT, BIC = 0, 1, 2
+
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def padded(levels: int) -> int:
@@ -47,7 +50,7 @@ def find_path(
     Fills ``keys`` and ``nodes`` and returns how many are stored. All suffixes longer than a missing one are missing
     too; their ``nodes`` are where a search for free words begins.
     """
-    key = 1
+    key = ROOT_KEY
     keys[0] = key
     for d in range(1, depth + 1):
         key += (buffer[offset + depth - d] + 1) * powers[d]
@@ -75,7 +78,7 @@ def find_path(
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def slot_of(key: int, shift: int) -> int:
+def slot_of(key: int, shift: int) -> np.int64:
     """Where the search for ``key`` begins in a table of 2^(64 - shift) slots (Fibonacci hashing)."""
     return np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(shift))
 
@@ -157,7 +160,9 @@ def path_mixture(
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def path_slacks(odds: Floats, nodes: Ints, stored: int, depth: int, start: Floats, log_alpha: float, slack: Floats) -> int:
+def path_slacks(
+    odds: Floats, nodes: Ints, stored: int, depth: int, start: Floats, log_alpha: float, slack: Floats
+) -> int:
     """log(F_d / F*) - log alpha for each depth d; returns the number of depths that can be plausible at all.
 
     F_d is the best score of a tree whose leaf here has depth d, F* the best of all; ``start`` holds gamma of nodes that
@@ -232,7 +237,7 @@ def _profile_minimum(
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def _kl(p: float, q: float) -> float:
     """KL of two Bernoulli distributions, 0 < q < p <= 1, in nats."""
-    return p * np.log(p / q) + ((1.0 - p) * (np.log1p(-p) - np.log1p(-q)) if p < 1.0 else 0.0)
+    return float(p * np.log(p / q) + ((1.0 - p) * (np.log1p(-p) - np.log1p(-q)) if p < 1.0 else 0.0))
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
@@ -353,7 +358,7 @@ def learn_path(
         doubles,
     )
     logs(below[1:], padded(depth), log_below, bits, doubles)
-    best = gains[depth]
+    best = float(gains[depth])
     counts[2 * nodes[depth] + FIRST_COUNT + symbol] += 1
     for d in range(depth - 1, -1, -1):
         node = nodes[d]

@@ -150,7 +150,15 @@ def minimum_pass(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def path_pass(
-    words: Ints, odds: Floats, counts: Counts, width: int, powers: Ints, start: Floats, contexts: Ints, seen: Counts, gammas: Floats
+    words: Ints,
+    odds: Floats,
+    counts: Counts,
+    width: int,
+    powers: Ints,
+    start: Floats,
+    contexts: Ints,
+    seen: Counts,
+    gammas: Floats,
 ) -> None:
     """Counts ``seen [N, depth + 1, V]`` and gamma ``[N, depth + 1]`` of the nodes along each context."""
     depth, n_symbols = powers.shape[0] - 1, seen.shape[2]
@@ -179,7 +187,7 @@ def leaves_pass(
     radii: Floats,
     plausible: Bools,
 ) -> None:
-    """The leaf of each depth as a ball: ``centres [N, depth + 1, V]``, radii in nats and plausibility ``[N, depth + 1]``.
+    """The leaf of each depth as a ball: ``centres [N, depth + 1, V]``; radii in nats, plausibility ``[N, depth + 1]``.
 
     A leaf that saw nothing has an infinite radius (profile) or is uniform (KT).
     """
@@ -215,9 +223,7 @@ def rehash(old: Ints, new: Ints, width: int) -> None:
         if old[source] != 0:
             node = slot_of(old[source], shift) * width
             while new[node] != 0:
-                node += width
-                if node == new.shape[0]:
-                    node = 0
+                node = (node + width) % new.shape[0]
             for i in range(width):
                 new[node + i] = old[source + i]
 

@@ -22,6 +22,7 @@ METRICS = (
     "charge_nats",
     KL,
     "excess_nats",
+    "free_charge_nats",
     "largest_charge_nats",
     "coverage",
     "ask_rate",

@@ -1,23 +1,26 @@
-"""Anchors compared where they earn the same reward, and where they ask as often.
+"""Anchors compared where they earn the same reward, and where they ask no more often.
 
-Two policies with different budgets differ in reward, distance and questions at once; a comparison holds one of them
-equal. Between two measured policies the values are interpolated linearly. Choosing one of the two by lot before each
-episode really attains the interpolated reward, and its distance to the demonstrator is at most the interpolated one,
-because the Kullback-Leibler divergence is convex.
+Two policies with different budgets differ in reward, distance and questions at once; a comparison holds some of them
+equal. Between measured policies of one anchor stands their lottery: choosing one of them by lot before each episode
+really attains the mean of their rewards and questions, and its distance to the demonstrator is at most the mean of
+theirs, because the Kullback-Leibler divergence is convex. A lottery so looks a little worse than the best policy at its
+reward, so both directions are shown (each side measured, the other by lot) and near ties are called ties.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.optimize import linprog
 
 from cautious_imitation.report.anchors import CONTROLS
 from cautious_imitation.report.grid import KL, Cell, Grid
 
-ASK_RATE_TOLERANCE = 0.02
-"""Two ask rates are called equal within this difference when there is nothing to interpolate between."""
+TIE_SHARE = 0.1
+"""Two distances count as equal if they differ by at most this share of the larger one."""
+
 _EQUAL = 1e-9
 _NEEDED = ("reward", KL)
 
@@ -31,150 +34,154 @@ class Match:
         reward: reward an episode.
         kl_nats: distance to the demonstrator.
         ask_rate: share of its steps on which it asks.
-        kind: ``measured``, ``interpolated``, ``ends below`` (even its dearest policy earns less reward),
-            ``starts above`` (even its cheapest policy earns more reward) or ``none`` (no policy to compare with).
+        asks_per_episode: questions an episode, None where not known.
+        budget_nats: budget of a measured policy, None for a lottery.
+        kind: ``measured``, ``lottery``, ``ends below`` (even its dearest policy earns less reward), ``starts above``
+            (even its cheapest policy earns more reward) or ``none`` (no policy to compare with).
     """
 
     anchor: str
     reward: float | None
     kl_nats: float | None
     ask_rate: float | None
+    asks_per_episode: float | None
+    budget_nats: float | None
     kind: str
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One cautious policy, the matches of the others, and who did better.
+    """Policies of several anchors at one reward, seen from one of them.
 
     Attributes:
         deployment: name of the deployment.
-        budget_nats: budget of the cautious policy.
-        subject: the cautious policy as measured.
-        others: the others at the same reward or ask rate.
-        verdicts: for each of ``others``: ``better``, ``worse``, ``equal``, ``mixed`` or ``open`` from the point of view
-            of the subject; ``open`` where nothing can be compared.
+        reward: the reward of the measured policy that the others are held to.
+        subject: the cautious policy.
+        others: the others.
+        verdicts: for each of ``others``, from the point of view of the subject: ``better``, ``worse``, ``equal`` (as far
+            within ``TIE_SHARE``) or ``open``, where one side earns more reward and the other is closer.
     """
 
     deployment: str
-    budget_nats: float
+    reward: float
     subject: Match
     others: tuple[Match, ...]
     verdicts: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Point:
-    reward: float
-    kl_nats: float
-    ask_rate: float
-
-    def match(self, anchor: str, kind: str = "measured") -> Match:
-        return Match(anchor, self.reward, self.kl_nats, self.ask_rate, kind)
-
-
-def _point(cell: Cell) -> _Point:
-    """The measured means of ``cell``; an anchor of which no ask rate is known never asks."""
-    return _Point(cell.metrics["reward"].mean, cell.metrics[KL].mean, cell.mean("ask_rate") or 0.0)
+def _measured(cell: Cell) -> Match:
+    """The means of ``cell``; an anchor of which no ask rate is known never asks."""
+    return Match(
+        cell.anchor,
+        cell.metrics["reward"].mean,
+        cell.metrics[KL].mean,
+        cell.mean("ask_rate") or 0.0,
+        cell.mean("asks_per_episode"),
+        cell.budget_nats,
+        "measured",
+    )
 
 
-def _between(at: float, places: Sequence[float], values: Sequence[float]) -> float:
-    value = float(np.interp(at, places, values))
-    return float("inf") if np.isnan(value) else value  # a neighbour is infinitely far
+def _none(anchor: str) -> Match:
+    return Match(anchor, None, None, None, None, None, "none")
+
+
+def _lottery(policies: Sequence[Match], weights: Sequence[float]) -> Match:
+    def mean(name: str) -> float | None:
+        drawn = [(weight, getattr(one, name)) for weight, one in zip(weights, policies, strict=True) if weight > _EQUAL]
+        return None if any(value is None for _, value in drawn) else sum(weight * value for weight, value in drawn)
+
+    names = ("reward", "kl_nats", "ask_rate", "asks_per_episode")
+    return Match(policies[0].anchor, *(mean(name) for name in names), None, "lottery")
 
 
 def at_reward(cells: Sequence[Cell], anchor: str, reward: float) -> Match:
-    """What ``anchor`` does where it earns ``reward``, from its measured ``cells`` (any order)."""
-    points = sorted(map(_point, cells), key=lambda point: (point.reward, point.kl_nats))
-    if not points:
-        return Match(anchor, None, None, None, "none")
-    if reward > points[-1].reward + _EQUAL:
-        return points[-1].match(anchor, "ends below")
-    if reward < points[0].reward - _EQUAL:
-        return points[0].match(anchor, "starts above")
-    rewards = [point.reward for point in points]
-    distance = _between(reward, rewards, [point.kl_nats for point in points])
-    asks = _between(reward, rewards, [point.ask_rate for point in points])
-    return Match(anchor, reward, distance, asks, "interpolated")
+    """What ``anchor`` does where it earns ``reward``: a measured one of ``cells`` or a lottery of the two around it."""
+    policies = sorted(map(_measured, cells), key=lambda one: (one.reward, one.kl_nats))
+    if not policies:
+        return _none(anchor)
+    rewards = [one.reward or 0.0 for one in policies]
+    if reward > rewards[-1] + _EQUAL:
+        return replace(policies[-1], kind="ends below")
+    if reward < rewards[0] - _EQUAL:
+        return replace(policies[0], kind="starts above")
+    for one, own in zip(policies, rewards, strict=True):
+        if abs(own - reward) <= _EQUAL:
+            return one
+    above = int(np.searchsorted(rewards, reward))
+    share = (reward - rewards[above - 1]) / (rewards[above] - rewards[above - 1])
+    return _lottery(policies[above - 1 : above + 1], (1 - share, share))
 
 
-def _reward_verdict(subject: _Point, other: Match) -> str:
-    """Who is closer to the demonstrator at equal reward; where rewards differ, only a win on both sides counts."""
-    if other.kl_nats is None:
+def verdict(subject: Match, other: Match) -> str:
+    """Who is closer to the demonstrator; where rewards differ, only being ahead on both counts is a win."""
+    if None in (subject.reward, subject.kl_nats, other.reward, other.kl_nats):
         return "open"
-    closer = subject.kl_nats < other.kl_nats - _EQUAL
-    farther = subject.kl_nats > other.kl_nats + _EQUAL
-    if other.kind == "ends below":
-        return "open" if farther else "better"
-    if other.kind == "starts above":
-        return "open" if closer else "worse"
-    return "better" if closer else "worse" if farther else "equal"
+    distance, theirs = float(subject.kl_nats or 0.0), float(other.kl_nats or 0.0)
+    if distance == theirs or abs(distance - theirs) <= TIE_SHARE * max(distance, theirs) < float("inf"):
+        order = "equal"
+    else:
+        order = "better" if distance < theirs else "worse"
+    ahead = float(subject.reward or 0.0) - float(other.reward or 0.0)
+    if abs(ahead) <= _EQUAL:
+        return order
+    return order if order == ("better" if ahead > 0 else "worse") else "open"
 
 
 def equal_reward(grid: Grid, subject: str = "cautious-minimax") -> list[Comparison]:
-    """Each measured policy of ``subject`` against the other cautious anchor and the Bayesian one at its reward."""
+    """``subject`` against the Bayesian and the other cautious anchor at each reward that it or the Bayesian one earns."""
     found = []
     others = [name for name in ("bayesian", "cautious-pointwise", "cautious-minimax") if name != subject]
     others = [name for name in others if name in grid.anchors]
     for deployment in grid.deployments:
-        for cell in grid.curve(subject, deployment, "budget_nats", need=_NEEDED):
-            if cell.budget_nats is None:
-                continue
-            own = _point(cell)
-            matches = tuple(
-                at_reward(grid.curve(name, deployment, "budget_nats", need=_NEEDED), name, own.reward)
-                for name in others
+        cells = {name: _budgeted(grid, name, deployment) for name in (subject, *others)}
+        if not cells[subject]:
+            continue
+        setters = cells[subject] + cells.get("bayesian", [])
+        for reward in sorted({cell.metrics["reward"].mean for cell in setters}):
+            own, *theirs = (at_reward(cells[name], name, reward) for name in cells)
+            found.append(
+                Comparison(deployment, reward, own, tuple(theirs), tuple(verdict(own, match) for match in theirs))
             )
-            verdicts = tuple(_reward_verdict(own, match) for match in matches)
-            found.append(Comparison(deployment, cell.budget_nats, own.match(subject), matches, verdicts))
     return found
 
 
-def at_ask_rate(cells: Sequence[Cell], anchor: str, ask_rate: float) -> Match:
-    """What ``anchor`` does where it asks on a share ``ask_rate`` of its steps, from its measured ``cells``."""
-    points = sorted(map(_point, cells), key=lambda point: point.ask_rate)
-    if not points:
-        return Match(anchor, None, None, None, "none")
-    nearest = min(points, key=lambda point: abs(point.ask_rate - ask_rate))
-    if abs(nearest.ask_rate - ask_rate) <= ASK_RATE_TOLERANCE:
-        return nearest.match(anchor)
-    rates = [point.ask_rate for point in points]
-    if rates[0] < ask_rate < rates[-1]:
-        reward = _between(ask_rate, rates, [point.reward for point in points])
-        distance = _between(ask_rate, rates, [point.kl_nats for point in points])
-        return Match(anchor, reward, distance, ask_rate, "interpolated")
-    return Match(anchor, None, None, nearest.ask_rate, "none")
+def with_no_more_questions(cells: Sequence[Cell], anchor: str, reward: float, asks: float) -> Match:
+    """The closest lottery of ``cells`` that earns at least ``reward`` with at most ``asks`` questions an episode.
 
-
-def _asking_verdict(subject: _Point, other: Match) -> str:
-    """Who is at least as good on reward and on distance, where both ask as often."""
-    if other.reward is None or other.kl_nats is None:
-        return "open"
-    gains = (subject.reward - other.reward, other.kl_nats - subject.kl_nats)
-    wins, losses = any(gain > _EQUAL for gain in gains), any(gain < -_EQUAL for gain in gains)
-    return "mixed" if wins and losses else "better" if wins else "worse" if losses else "equal"
+    ``kind`` is ``none`` if there is none.
+    """
+    policies = [one for one in map(_measured, cells) if one.asks_per_episode is not None and np.isfinite(one.kl_nats)]
+    if not policies:
+        return _none(anchor)
+    solved = linprog(
+        [one.kl_nats for one in policies],
+        A_ub=[[-(one.reward or 0.0) for one in policies], [one.asks_per_episode for one in policies]],
+        b_ub=[_EQUAL - reward, asks + _EQUAL],
+        A_eq=[[1.0] * len(policies)],
+        b_eq=[1.0],
+        method="highs",
+    )
+    return _lottery(policies, solved.x) if solved.status == 0 else _none(anchor)
 
 
 def equal_asking(grid: Grid, subject: str = "cautious-minimax") -> list[Comparison]:
-    """Each measured policy of ``subject`` against the asking controls of the same budget at its ask rate."""
+    """Each measured control against ``subject`` with at least its reward and at most its questions.
+
+    ``others`` holds the control alone; the verdict is ``open`` where ``subject`` cannot.
+    """
     found = []
-    others = [name for name in CONTROLS if name in grid.anchors]
     for deployment in grid.deployments:
-        for cell in grid.curve(subject, deployment, "budget_nats", need=(*_NEEDED, "ask_rate")):
-            if cell.budget_nats is None or not others:
-                continue
-            own = _point(cell)
-            matches = tuple(
-                at_ask_rate(
-                    [
-                        other
-                        for other in grid.curve(name, deployment, "budget_nats", need=(*_NEEDED, "ask_rate"))
-                        if other.budget_nats in (None, cell.budget_nats)
-                    ],
-                    name,
-                    own.ask_rate,
-                )
-                for name in others
-            )
-            verdicts = tuple(_asking_verdict(own, match) for match in matches)
-            found.append(Comparison(deployment, cell.budget_nats, own.match(subject), matches, verdicts))
+        own = _budgeted(grid, subject, deployment)
+        for name in CONTROLS:
+            for control in map(_measured, _budgeted(grid, name, deployment)):
+                if control.reward is None or control.asks_per_episode is None or not own:
+                    continue
+                match = with_no_more_questions(own, subject, control.reward, control.asks_per_episode)
+                found.append(Comparison(deployment, control.reward, match, (control,), (verdict(match, control),)))
     return found
+
+
+def _budgeted(grid: Grid, anchor: str, deployment: str) -> list[Cell]:
+    cells = grid.curve(anchor, deployment, "budget_nats", need=_NEEDED)
+    return [cell for cell in cells if cell.budget_nats is not None]
