@@ -152,7 +152,8 @@ def best_response_ball(
             pi[a] = gain[a] + log_p[a]
             best = max(best, pi[a])
         if best == -np.inf:
-            pi[:] = 0.0
+            for a in range(n):
+                pi[a] = 0.0
             return -np.inf, np.inf, start
         total = 0.0
         for a in range(n):
@@ -172,7 +173,8 @@ def best_response_ball(
             smallest = min(smallest, gain[a])
             reachable = reachable or gain[a] > -np.inf
     if not reachable:
-        pi[:] = 0.0
+        for a in range(n):
+            pi[a] = 0.0
         return -np.inf, np.inf, start
     if smallest > -np.inf:
         inverse = 0.0

@@ -28,9 +28,17 @@ _MAX_TRANSFERS = 200
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def copy(source: Floats, target: Floats) -> None:
+    """``target[:] = source`` without the check of shapes, which takes longer to compile than all the rest."""
+    for a in range(source.shape[0]):
+        target[a] = source[a]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def union_minimum(p: Floats, radii: Floats, plausible: Bools, out: Floats) -> None:
     """Pointwise minimum over the union at one context, from centres ``p [M, V]``, into ``out [V]``."""
-    out[:] = np.inf
+    for a in range(p.shape[1]):
+        out[a] = np.inf
     for m in range(p.shape[0]):
         if plausible[m]:
             for a in range(p.shape[1]):
@@ -58,7 +66,7 @@ def union_worst_kl(
             charge = worst_kl_ball(log_p[m], p[m], radii[m], pi, ratio, theta)
             if charge > largest:
                 largest = charge
-                worst[:] = theta
+                copy(theta, worst)
                 if charge == np.inf:
                     break
     return largest
@@ -180,8 +188,8 @@ def union_best_response(
             value, own, start[m] = best_response_ball(log_p[m], p[m], radii[m], gain, start[m], trial, nu)
             if value < best:
                 best, charge = value, own
-                pi[:] = trial
-                worst[:] = nu
+                copy(trial, pi)
+                copy(nu, worst)
     if count == 1:
         return shift + best, charge
     honest = union_worst_kl(log_p, p, radii, plausible, pi, ratio, theta, trial)
@@ -189,7 +197,9 @@ def union_best_response(
         return shift + best, max(honest, charge)
     cuts = np.empty((MAX_CUTS, n))
     u, means = np.zeros(MAX_CUTS), np.empty(MAX_CUTS)
-    cuts[0], cuts[1], u[0], n_cuts = worst, trial, 1.0, 2
+    copy(worst, cuts[0])
+    copy(trial, cuts[1])
+    u[0], n_cuts = 1.0, np.int64(2)
     top, top_charge = -np.inf, np.inf
     answer = pi.copy()
     for _ in range(_MAX_ROUNDS):
@@ -201,22 +211,23 @@ def union_best_response(
                 reached += pi[a] * gain[a]
         if reached > top:
             top, top_charge = reached, honest
-            answer[:] = pi
+            copy(pi, answer)
         if best - top <= _SADDLE_TOLERANCE * (1.0 + top_charge):
             break
         if n_cuts == MAX_CUTS:
-            kept = 0
+            kept = np.int64(0)
             for j in range(n_cuts):
                 if u[j] > 0.0 and kept < MAX_CUTS - 1:
-                    cuts[kept], u[kept] = cuts[j], u[j]
+                    copy(cuts[j], cuts[kept])
+                    u[kept] = u[j]
                     kept += 1
             n_cuts, total = kept, 0.0
             for j in range(kept):
                 total += u[j]
             for j in range(MAX_CUTS):
                 u[j] = u[j] / total if j < kept else 0.0
-        cuts[n_cuts] = trial
+        copy(trial, cuts[n_cuts])
         u[n_cuts] = 0.0
         n_cuts += 1
-    pi[:] = answer
+    copy(answer, pi)
     return shift + best, top_charge
