@@ -10,7 +10,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from cautious_imitation.vector_math import exps, padded
+
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 _MAX_STEPS = 200
 
@@ -134,38 +137,60 @@ def worst_kl_ball(log_p: Floats, p: Floats, radius: float, pi: Floats, ratio: Fl
     return total
 
 
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def best_response_point(
+    log_p: Floats, gain: Floats, pi: Floats, logits: Floats, weights: Floats, bits: Ints
+) -> tuple[float, float]:
+    """max_pi [pi.gain - KL(pi || p)] for one (sub-)distribution; returns ``(value, charge in nats)`` and fills ``pi``.
+
+    Scratch as in ``best_response_ball``; any ``gain``, ``-inf`` forbids an action.
+    """
+    n, best = log_p.shape[0], -np.inf
+    for a in range(n):
+        logits[a] = gain[a] + log_p[a]
+    for a in range(n):
+        best = max(best, logits[a])
+    if best == -np.inf:
+        return -np.inf, np.inf
+    for a in range(n):
+        logits[a] -= best
+    exps(logits, padded(n), weights, bits, bits.view(np.float64))
+    total, mean = 0.0, 0.0
+    for a in range(n):
+        total += weights[a]
+        mean += weights[a] * gain[a] if weights[a] > 0.0 else 0.0
+    value, scale = best + np.log(total), 1.0 / total
+    for a in range(n):
+        pi[a] = weights[a] * scale
+    return value, max(mean * scale - value, 0.0)
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def best_response_ball(
-    log_p: Floats, p: Floats, radius: float, gain: Floats, start: float, pi: Floats, nu: Floats
+    log_p: Floats,
+    p: Floats,
+    radius: float,
+    gain: Floats,
+    start: float,
+    pi: Floats,
+    nu: Floats,
+    logits: Floats,
+    weights: Floats,
+    bits: Ints,
 ) -> tuple[float, float, float]:
     """max_pi min_theta [pi.gain - KL(pi || theta)] over one ball of finite radius; ``gain`` is Q / multiplier.
 
     ``gain`` must be at most 0 and 0 at its best allowed action; ``-inf`` forbids an action. Writes the policy to ``pi``
     and the log of the adversary's theta to ``nu``. Returns ``(value, charge in nats, log eta)``; ``start`` is a guess
-    for log eta (theta is proportional to p / (e^gain + eta)). Value ``-inf``: no allowed action has support.
+    for log eta (theta is proportional to p / (e^gain + eta)). Value ``-inf``: no allowed action has support. ``logits``,
+    ``weights`` and ``bits`` are scratch with room for ``padded(V)`` values, the first of them finite.
     """
     n = p.shape[0]
     if radius <= 0.0:
-        best = -np.inf
         for a in range(n):
             nu[a] = log_p[a]
-            pi[a] = gain[a] + log_p[a]
-            best = max(best, pi[a])
-        if best == -np.inf:
-            for a in range(n):
-                pi[a] = 0.0
-            return -np.inf, np.inf, start
-        total = 0.0
-        for a in range(n):
-            pi[a] = np.exp(pi[a] - best)
-            total += pi[a]
-        value = best + np.log(total)
-        mean = 0.0
-        for a in range(n):
-            pi[a] /= total
-            if pi[a] > 0.0:
-                mean += pi[a] * gain[a]
-        return value, max(mean - value, 0.0), start
+        value, charge = best_response_point(log_p, gain, pi, logits, weights, bits)
+        return value, charge, start
     mean, smallest, reachable = 0.0, 0.0, False
     for a in range(n):
         if p[a] > 0.0:

@@ -7,6 +7,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from cautious_imitation.union_kernels import union_best_response, union_minimum, union_worst_kl
+from cautious_imitation.vector_math import padded
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -38,11 +39,12 @@ def batch_best_response(
     """Policies ``[N, V]`` and charges ``[N]`` of the saddle of pi.gain - worst KL; ``gain`` is overwritten."""
     n_contexts, n_members, n = p.shape
     policies, charges = np.zeros((n_contexts, n)), np.empty(n_contexts)
-    start, scratch = np.zeros(n_members), np.empty((5, n))
+    start, scratch, bits = np.zeros(n_members), np.zeros((7, padded(n))), np.empty(padded(n), np.int64)
     for i in range(n_contexts):
-        start[:] = 0.0
+        for m in range(n_members):
+            start[m] = 0.0
         _, charges[i] = union_best_response(
-            log_p[i], p[i], radii[i], plausible[i], gain[i], start, policies[i], scratch
+            log_p[i], p[i], radii[i], plausible[i], gain[i], start, policies[i], scratch, bits
         )
         if charges[i] == np.inf:
             policies[i] = 0.0

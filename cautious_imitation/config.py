@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+_T = TypeVar("_T")
 
 Anchor: TypeAlias = Literal[
     "none",
@@ -26,8 +29,15 @@ Anchor: TypeAlias = Literal[
 
 ANCHORS: tuple[Anchor, ...] = get_args(Anchor)
 
+NEVER_ASKS: frozenset[Anchor] = frozenset({"none", "bayesian", "demonstrator"})
+"""Anchors under which a policy never asks: questions, their price and their accounting mean nothing there."""
+
+CONTROLS: tuple[Anchor, ...] = ("bayesian-asks-max-prob", "bayesian-asks-count", "bayesian-asks-random")
+"""The Bayesian anchor with questions at given places, as many as the minimax anchor asks."""
+
 Positive: TypeAlias = Annotated[int, Field(ge=1)]
 NonNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Several: TypeAlias = Annotated[tuple[_T, ...], Field(min_length=1)]
 
 
 class _Settings(BaseModel):
@@ -62,7 +72,7 @@ class GridConfig(_Settings):
     """A grid of settings; every combination that makes sense is one cell.
 
     Attributes:
-        anchors: what the policy is kept close to.
+        anchors: what the policy is kept close to; an empty list turns the grid off.
         accountings: what asking costs in nats.
         budgets_nats: expected charge allowed in an episode.
         n_demonstrations: how many of the demonstrator's actions the imitators saw.
@@ -74,14 +84,14 @@ class GridConfig(_Settings):
     """
 
     anchors: tuple[Anchor, ...] = ("none", "bayesian", "cautious-pointwise", "cautious-minimax", "demonstrator")
-    accountings: tuple[Literal["free", "forbidden", "outcome"], ...] = ("free",)
-    budgets_nats: tuple[NonNegative, ...] = (2.0, 10.0)
-    n_demonstrations: tuple[Positive, ...] = (10_000,)
-    deployments: tuple[Literal["same", "novel"], ...] = ("same", "novel")
-    horizons: tuple[Positive, ...] = (64,)
-    ask_prices: tuple[NonNegative, ...] = (0.05,)
-    log_inverse_alphas: tuple[NonNegative, ...] = (5.0,)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    accountings: Several[Literal["free", "forbidden", "outcome"]] = ("free",)
+    budgets_nats: Several[NonNegative] = (2.0, 10.0)
+    n_demonstrations: Several[Positive] = (10_000,)
+    deployments: Several[Literal["same", "novel"]] = ("same", "novel")
+    horizons: Several[Positive] = (64,)
+    ask_prices: Several[NonNegative] = (0.05,)
+    log_inverse_alphas: Several[NonNegative] = (5.0,)
+    seeds: Several[Annotated[int, Field(ge=0)]] = (0,)
 
 
 class CompareConfig(_Settings):
@@ -101,8 +111,8 @@ class CompareConfig(_Settings):
     preset: str = "dialogue-acts"
     world: WorldConfig = WorldConfig()
     hypotheses: HypothesesConfig = HypothesesConfig()
-    grids: dict[str, GridConfig]
-    tolerance: Annotated[float, Field(gt=0)] = 1e-6
+    grids: Annotated[dict[str, GridConfig], Field(min_length=1)]
+    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
 
     @classmethod
     def load(
@@ -110,26 +120,36 @@ class CompareConfig(_Settings):
         preset: str = "dialogue-acts",
         file: str | PathLike[str] | None = None,
         overrides: Iterable[str] = (),
+        demonstrations: str | PathLike[str] | None = None,
     ) -> CompareConfig:
-        """Settings of a preset, then those of a YAML file, then ``a.b=c`` overrides (values are YAML).
+        """Settings of a preset, then those of a YAML file, then ``a.b=c`` overrides.
+
+        Args:
+            preset: one of ``preset_names()``.
+            file: YAML settings laid over the preset, section by section; its ``grids`` take the place of the preset's.
+            overrides: settings by their dotted names, each with a YAML value that takes the place of the one before.
+            demonstrations: the user's own chats, short for ``world.demonstrations``.
 
         Raises:
-            FileNotFoundError: if the file does not exist.
+            FileNotFoundError: if there is no such file.
             ValueError: if the preset or a key is unknown (the nearest known one is named), a value is out of range, or
                 text does not parse.
         """
-        settings = _preset(preset)
+        settings = {"preset": preset, **_preset(preset)}
         if file is not None:
-            settings = _merge(settings, _yaml(Path(file).read_text(encoding="utf-8"), f"file {file}"))
+            for key, value in _file(Path(file)).items():
+                if key == "preset" and value != preset:
+                    raise ValueError(
+                        f"{file} says preset: {value}, but --preset is {preset!r}; give both the same name"
+                    )
+                below = settings.get(key)
+                lay_over = key != "grids" and isinstance(below, dict) and isinstance(value, dict)
+                settings[key] = {**below, **value} if lay_over and below is not None else value
         for override in overrides:
-            key, equals, value = override.partition("=")
-            if not equals or not key:
-                raise ValueError(f"--set must look like a.b=c, got {override!r}; for instance grids.main.seeds=[0,1]")
-            nested: Any = _value(value, override)
-            for part in reversed(key.strip().split(".")):
-                nested = {part: nested}
-            settings = _merge(settings, nested)
-        return cls.parse({"preset": preset, **settings})
+            _assign(settings, override)
+        if demonstrations is not None:
+            _assign_at(settings, ["world", "demonstrations"], Path(demonstrations))
+        return cls.parse(settings)
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> CompareConfig:
@@ -141,7 +161,12 @@ class CompareConfig(_Settings):
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            raise ValueError("; ".join(_explain(dict(problem)) for problem in error.errors())) from None
+            problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors()]
+            # A list with a wrong entry is also reported as too short.
+            wrong = {problem["loc"] for problem in problems if problem["type"] != "too_short"}
+            inner = {loc[:i] for loc in wrong for i in range(len(loc))}
+            told = [problem for problem in problems if problem["loc"] not in inner]
+            raise ValueError("; ".join(map(_explain, told))) from None
 
 
 def preset_names() -> tuple[str, ...]:
@@ -150,58 +175,91 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: 1e5 is one. YAML 1.1, which PyYAML reads, takes it for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _read(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader: it makes plain values only
+
+
 def _preset(name: str) -> dict[str, Any]:
     known = preset_names()
     if name not in known:
         raise ValueError(f"preset must be one of {', '.join(known)}, got {name!r}{_nearest(name, known)}")
-    return _yaml((files("cautious_imitation") / "presets" / f"{name}.yaml").read_text(encoding="utf-8"), name)
-
-
-def _yaml(text: str, where: str) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not valid YAML: {error}") from None
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise ValueError(f"{where} must hold settings by name, got {type(settings).__name__}")
+    settings = _read((files("cautious_imitation") / "presets" / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert isinstance(settings, dict)
     return settings
 
 
-def _value(text: str, override: str) -> Any:
+def _file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no settings file at {path}; --config takes a YAML file")
     try:
-        return yaml.safe_load(text)
+        settings = _read(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); --config takes a YAML file") from None
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
+        raise ValueError(f"{path}{line} is not valid YAML: {error.problem}; mend that line") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}; save it as plain text") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold settings by name, got {settings!r}; for instance tolerance: 1e-6")
+    return settings
+
+
+def _assign(settings: dict[str, Any], override: str) -> None:
+    """Carry out one ``a.b=c``."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"--set must look like a.b=c, got {override!r}; for instance grids.main.seeds=[0,1]")
+    try:
+        value = _read(text)
     except yaml.YAMLError:
         raise ValueError(f"--set {override!r} has a value that is not valid YAML; quote it") from None
+    path = key.strip().split(".")
+    grids = settings.get("grids")
+    if path[0] == "grids" and len(path) > 2 and isinstance(grids, dict) and path[1] not in grids:
+        names = tuple(map(str, grids))
+        raise ValueError(f"{key.strip()}: no grid {path[1]!r} (known: {', '.join(names)}){_nearest(path[1], names)}")
+    _assign_at(settings, path, value)
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid over ``base``, mapping by mapping."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
+def _assign_at(settings: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set the value at ``path``; sections on the way are copied, and made where there are none."""
+    for part in path[:-1]:
+        below = settings.get(part)
+        settings[part] = dict(below) if isinstance(below, Mapping) else {}
+        settings = settings[part]
+    settings[path[-1]] = value
 
 
 def _explain(problem: dict[str, Any]) -> str:
     path = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] != "extra_forbidden":
-        return f"{path}: {problem['msg']}, got {problem['input']!r}"
-    known = _known(problem["loc"][:-1])
-    return f"{path} is no setting{_nearest(str(problem['loc'][-1]), known)}; known here: {', '.join(known)}"
+    if problem["type"] == "extra_forbidden":
+        known = _known(problem["loc"][:-1])
+        return f"{path} is no setting (known: {', '.join(known)}){_nearest(problem['loc'][-1], known)}"
+    if problem["type"] == "tuple_type":
+        return f"{path} must be a list, got {problem['input']!r}; write [{problem['input']}]"
+    if problem["type"] == "too_short":
+        return f"{path} must not be empty, got {problem['input']!r}; leave it out to keep the preset's"
+    near = _nearest(problem["input"], ANCHORS) if "anchors" in problem["loc"] else ""
+    return f"{path}: {problem['msg']}, got {problem['input']!r}{near}"
 
 
 def _known(path: tuple[int | str, ...]) -> tuple[str, ...]:
     """Names of the settings at ``path``."""
-    model: type[BaseModel] = CompareConfig
-    for part in path:
-        section = {"world": WorldConfig, "hypotheses": HypothesesConfig, "grids": CompareConfig}.get(str(part))
-        model = section if section is not None and model is CompareConfig else GridConfig
-    return tuple(model.model_fields)
+    section = str(path[0]) if path else ""
+    models: dict[str, type[BaseModel]] = {"world": WorldConfig, "hypotheses": HypothesesConfig, "grids": GridConfig}
+    return tuple(models.get(section, CompareConfig).model_fields)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+def _nearest(name: Any, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
     return f"; did you mean {close[0]!r}?" if close else ""

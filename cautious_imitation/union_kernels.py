@@ -14,10 +14,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cautious_imitation.ball_kernels import best_response_ball, least_probability, worst_kl_ball
+from cautious_imitation.ball_kernels import best_response_ball, best_response_point, least_probability, worst_kl_ball
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 MAX_CUTS = 24
 """Worst cases kept while refining one response."""
@@ -29,8 +30,8 @@ _MAX_TRANSFERS = 200
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def copy(source: Floats, target: Floats) -> None:
-    """``target[:] = source`` without the check of shapes, which takes longer to compile than all the rest."""
-    for a in range(source.shape[0]):
+    """Copy as much as both have room for; a slice assignment's check of shapes takes long to compile."""
+    for a in range(min(source.shape[0], target.shape[0])):
         target[a] = source[a]
 
 
@@ -149,7 +150,15 @@ def _soften(logits: Floats, out: Floats) -> float:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def union_best_response(
-    log_p: Floats, p: Floats, radii: Floats, plausible: Bools, gain: Floats, start: Floats, pi: Floats, scratch: Floats
+    log_p: Floats,
+    p: Floats,
+    radii: Floats,
+    plausible: Bools,
+    gain: Floats,
+    start: Floats,
+    pi: Floats,
+    scratch: Floats,
+    bits: Ints,
 ) -> tuple[float, float]:
     """Saddle of pi.gain - KL(pi || nu) over the union at one context; writes ``pi [V]``.
 
@@ -157,7 +166,7 @@ def union_best_response(
         log_p, p: ``[M, V]`` log-centres and centres; ``radii``, ``plausible``: ``[M]``.
         gain: ``[V]``, action values divided by the multiplier; overwritten (shifted to a maximum of 0).
         start: ``[M]`` guesses for the adversaries' log eta, updated for the next call at the same context.
-        scratch: ``[5, V]``.
+        scratch, bits: ``[7, padded(V)]`` and ``[padded(V)]``; the numbers in the former are finite.
 
     Returns:
         ``(bound, charge in nats)``: no policy has a larger ``pi.gain - worst KL`` than ``bound`` (for the gain as
@@ -165,6 +174,8 @@ def union_best_response(
         ``(-inf, inf)`` where every policy has an infinite charge.
     """
     n_members, n = p.shape
+    if n_members == 1 and radii[0] <= 0.0 and plausible[0]:
+        return best_response_point(log_p[0], gain, pi, scratch[5], scratch[6], bits)
     trial, nu, ratio, theta, worst = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
     count, shift, balls = 0, -np.inf, False
     for m in range(n_members):
@@ -185,7 +196,9 @@ def union_best_response(
     best, charge = np.inf, np.inf
     for m in range(n_members):
         if plausible[m]:
-            value, own, start[m] = best_response_ball(log_p[m], p[m], radii[m], gain, start[m], trial, nu)
+            value, own, start[m] = best_response_ball(
+                log_p[m], p[m], radii[m], gain, start[m], trial, nu, scratch[5], scratch[6], bits
+            )
             if value < best:
                 best, charge = value, own
                 copy(trial, pi)

@@ -1,4 +1,4 @@
-"""Sigmoid and logarithm of a handful of values, in loops that compile to vector instructions.
+"""Exponential and logarithm of a handful of values, in loops that compile to vector instructions.
 
 The C library's ``exp`` and ``log`` are called value by value; here a handful of values at a time share one polynomial.
 Both are within 4 units in the last place of it. Powers of two go through the bits of a double: ``bits`` and ``doubles``
@@ -24,16 +24,20 @@ _ONE_BITS = 0x3FF0000000000000
 _SQRT_HALF_BITS = 0x3FE6A09E00000000
 
 
+@njit(cache=True, nogil=True, forceinline=True, error_model="numpy")
+def padded(n: int) -> int:
+    """The next multiple of 8: whole vectors leave no remainder to be done value by value."""
+    return (n + 7) // 8 * 8
+
+
 @njit(cache=True, nogil=True, forceinline=True, error_model="numpy", fastmath={"contract"})
-def sigmoids(x: Floats, n: int, out: Floats, bits: Ints, doubles: Floats) -> None:
-    """1 / (1 + exp(-x)) of the first ``n`` values."""
+def exps(x: Floats, n: int, out: Floats, bits: Ints, doubles: Floats) -> None:
+    """exp(x) of the first ``n`` values; 0 below -700, and values above 300 count as 300."""
     for i in range(n):
-        y = min(max(-x[i], -300.0), 300.0)
-        doubles[i] = y * _LOG2E + _MAGIC
+        doubles[i] = min(max(x[i], -700.0), 300.0) * _LOG2E + _MAGIC
     for i in range(n):
-        y = min(max(-x[i], -300.0), 300.0)
         k = doubles[i] - _MAGIC
-        r = (y - k * _LN2_HIGH) - k * _LN2_LOW
+        r = (min(max(x[i], -700.0), 300.0) - k * _LN2_HIGH) - k * _LN2_LOW
         p = 1.0 / 6227020800.0
         p = p * r + 1.0 / 479001600.0
         p = p * r + 1.0 / 39916800.0
@@ -51,7 +55,7 @@ def sigmoids(x: Floats, n: int, out: Floats, bits: Ints, doubles: Floats) -> Non
     for i in range(n):
         bits[i] = (bits[i] - _MAGIC_BITS + 1023) << 52
     for i in range(n):
-        out[i] = 1.0 / (1.0 + out[i] * doubles[i])
+        out[i] = out[i] * doubles[i] if x[i] >= -700.0 else 0.0
 
 
 @njit(cache=True, nogil=True, forceinline=True, error_model="numpy", fastmath={"contract"})

@@ -11,6 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from cautious_imitation.union_kernels import union_best_response
+from cautious_imitation.vector_math import padded
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -58,25 +59,25 @@ def sweep(
     """
     n_states, n = reward.shape
     keep = policies.shape[0] > 0
-    bound, gain_of, cost_of, asks_of = np.zeros(n_states), np.zeros(n_states), np.zeros(n_states), np.zeros(n_states)
-    new_bound, new_gain, new_cost, new_asks = bound.copy(), bound.copy(), bound.copy(), bound.copy()
-    q_values, gain, pi, scratch = np.empty(n), np.empty(n), np.empty(n), np.empty((5, n))
+    # Per state, for the rest of the episode: bound on the objective, reward, charge, questions.
+    later, now = np.zeros((n_states, 4)), np.zeros((n_states, 4))
+    q_values, gain, pi, done = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
+    scratch, bits = np.zeros((7, padded(n))), np.empty(padded(n), np.int64)
     warm = np.zeros(radii.shape)
     for back in range(horizon):
         t = horizon - 1 - back
         for s in range(n_states):
             r = row[s]
             for a in range(n):
-                q_values[a] = reward_weight * reward[s, a] + bound[next_state[s, a]]
+                q_values[a] = reward_weight * reward[s, a] + later[next_state[s, a], 0]
             if r < 0:
-                new_bound[s], new_gain[s], new_cost[s], new_asks[s] = 0.0, 0.0, 0.0, 0.0
+                value = 0.0
                 for a in range(n):
-                    share, after = environment_policy[s, a], next_state[s, a]
-                    if share > 0.0:
-                        new_bound[s] += share * q_values[a]
-                        new_gain[s] += share * (reward[s, a] + gain_of[after])
-                        new_cost[s] += share * cost_of[after]
-                        new_asks[s] += share * asks_of[after]
+                    done[a] = environment_policy[s, a]
+                    if done[a] > 0.0:
+                        value += done[a] * q_values[a]
+                now[s, 0] = value
+                _follow(s, done, 0.0, 0.0, reward, next_state, later, now)
                 continue
             ask_value = -ask_price
             for a in range(n):
@@ -87,7 +88,7 @@ def sweep(
                 for a in range(n):
                     gain[a] = q_values[a] / multiplier
                 act_value, charge = union_best_response(
-                    log_p[r], p[r], radii[r], plausible[r], gain, warm[r], pi, scratch
+                    log_p[r], p[r], radii[r], plausible[r], gain, warm[r], pi, scratch, bits
                 )
                 act_value *= multiplier
             cost = 0.0
@@ -97,41 +98,48 @@ def sweep(
                 if top > -np.inf:
                     total = top + np.log(np.exp(act_value / multiplier - top) + np.exp(ask_weight - top))
                     act = np.exp(act_value / multiplier - total)
-                    new_bound[s] = multiplier * total
+                    now[s, 0] = multiplier * total
                     cost = _outcome_charge(act, charge, log_ask[r])
                 else:
-                    new_bound[s] = -np.inf
+                    now[s, 0] = -np.inf
             elif np.isnan(gate[r]):
                 act = 1.0 if act_value >= ask_value and charge < np.inf else 0.0
-                new_bound[s] = max(act_value, ask_value)
+                now[s, 0] = max(act_value, ask_value)
             else:
                 act = 1.0 - gate[r]
-                new_bound[s] = (act * act_value if act > 0.0 else 0.0) + (gate[r] * ask_value if gate[r] > 0.0 else 0.0)
+                now[s, 0] = (act * act_value if act > 0.0 else 0.0) + (gate[r] * ask_value if gate[r] > 0.0 else 0.0)
             if act <= 0.0:
                 charge = 0.0
             if not outcome:
                 cost = act * charge
             elif not np.isnan(gate[r]):
                 cost = _outcome_charge(act, charge, log_ask[r])
-                new_bound[s] -= multiplier * (cost - (act * charge if act > 0.0 else 0.0))
-            new_gain[s], new_cost[s], new_asks[s] = 0.0, cost, 1.0 - act
+                now[s, 0] -= multiplier * (cost - (act * charge if act > 0.0 else 0.0))
             for a in range(n):
-                share = (1.0 - act) * demonstrator[s, a] + (act * pi[a] if act > 0.0 else 0.0)
-                if share > 0.0:
-                    after = next_state[s, a]
-                    new_gain[s] += share * (reward[s, a] + gain_of[after])
-                    new_cost[s] += share * cost_of[after]
-                    new_asks[s] += share * asks_of[after]
+                done[a] = (1.0 - act) * demonstrator[s, a] + (act * pi[a] if act > 0.0 else 0.0)
+            _follow(s, done, cost, 1.0 - act, reward, next_state, later, now)
             if keep:
                 act_share[t, r] = act
                 act_charge[t, r] = charge
                 for a in range(n):
                     policies[t, r, a] = pi[a] if act > 0.0 else 0.0
-        bound, new_bound = new_bound, bound
-        gain_of, new_gain = new_gain, gain_of
-        cost_of, new_cost = new_cost, cost_of
-        asks_of, new_asks = new_asks, asks_of
-    return bound[start], gain_of[start], cost_of[start], asks_of[start]
+        later, now = now, later
+    return later[start, 0], later[start, 1], later[start, 2], later[start, 3]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _follow(
+    s: int, done: Floats, cost: float, ask: float, reward: Floats, next_state: Ints, later: Floats, now: Floats
+) -> None:
+    """Expected reward, charge and questions from state ``s`` on, where ``done [V]`` is what happens there."""
+    gained = 0.0
+    for a in range(done.shape[0]):
+        share, after = done[a], next_state[s, a]
+        if share > 0.0:
+            gained += share * (reward[s, a] + later[after, 1])
+            cost += share * later[after, 2]
+            ask += share * later[after, 3]
+    now[s, 1], now[s, 2], now[s, 3] = gained, cost, ask
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

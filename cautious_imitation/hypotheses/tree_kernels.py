@@ -16,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from cautious_imitation.ball_kernels import least_probability, wilson_bound
-from cautious_imitation.vector_math import logs, sigmoids
+from cautious_imitation.vector_math import exps, logs, padded
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -33,12 +33,6 @@ _FEW = 4
 
 KT, PROFILE = 0, 1
 NONE, SUPPORT, BIC = 0, 1, 2
-
-
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-def padded(levels: int) -> int:
-    """The next multiple of 8: whole vectors leave no remainder to be done value by value."""
-    return (levels + 7) // 8 * 8
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
@@ -126,8 +120,10 @@ def path_mixture(
     weights, shares, uniform = scratch[0], scratch[1], 1.0 / n_symbols
     inner = min(stored, depth)
     for d in range(inner):
-        scratch[2, d] = odds[nodes[d] + MIXTURE]
-    sigmoids(scratch[2], padded(inner), weights, bits, doubles)
+        scratch[2, d] = -odds[nodes[d] + MIXTURE]
+    exps(scratch[2], padded(inner), weights, bits, doubles)
+    for d in range(inner):
+        weights[d] = 1.0 / (1.0 + weights[d])
     weights[depth] = 1.0
     for d in range(stored, depth + 2):
         below[d] = uniform

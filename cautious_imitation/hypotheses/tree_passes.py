@@ -15,13 +15,13 @@ from cautious_imitation.hypotheses.tree_kernels import (
     Ints,
     find_path,
     learn_path,
-    padded,
     path_minimum,
     path_mixture,
     path_slacks,
     path_totals,
     slot_of,
 )
+from cautious_imitation.vector_math import padded
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
