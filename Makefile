@@ -20,7 +20,7 @@ export NO_MKDOCS_2_WARNING := 1
 # Both stamps install into one environment, so never at the same time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help compare test bench docs lint types pytest format clean
+.PHONY: help compare test bench readme docs lint types pytest format clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -50,6 +50,9 @@ pytest: $(VENV)/dev.stamp ## tests, doctests, and the code blocks of README and 
 
 bench: $(VENV)/dev.stamp ## every benchmark in baselines/, one after another
 	@for script in $(BENCHMARKS); do echo "==> $$script"; $(BIN)/python "$$script" || exit 1; done
+
+readme: compare ## rewrite the table and figure in README.md from a default comparison
+	@$(BIN)/python baselines/build_readme.py
 
 format: $(VENV)/dev.stamp ## format the code and fix what lint can fix
 	@$(RUN) ruff format .
