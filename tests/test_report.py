@@ -20,10 +20,19 @@ from hypothesis import strategies as st
 
 from cautious_imitation.report import figures, write_report
 from cautious_imitation.report.anchors import ANCHORS
+from cautious_imitation.report.axes import anchors_in
+from cautious_imitation.report.costs import asking_by_demonstrations, asking_findings, price
 from cautious_imitation.report.episodes import read_episodes
-from cautious_imitation.report.findings import certificate_check, costs, finding, promises, promises_by_accounting
+from cautious_imitation.report.findings import (
+    certificate_check,
+    dearest_episode,
+    finding,
+    infeasible,
+    promises,
+    promises_by_accounting,
+)
 from cautious_imitation.report.grid import COLUMNS, Grid
-from cautious_imitation.report.matched import at_ask_rate, at_reward, equal_asking, equal_reward
+from cautious_imitation.report.matched import at_reward, equal_asking, equal_reward, with_no_more_questions
 from cautious_imitation.report.page import render
 from cautious_imitation.report.svg import inline_svg
 
@@ -47,12 +56,16 @@ def row(anchor: str, budget: float | None, kl: float | None, **values: object) -
         "ask_rate": None if kl is None else 0.1,
         "empty_reply_share": None if kl is None else 0.01,
         "excess_nats": None if kl is None else 0.5,
+        "free_charge_nats": None if kl is None else budget,
         "status": "infeasible" if kl is None else "optimal",
         "seconds": 0.1,
     }
     if anchor.startswith("cautious"):
         base |= {"accounting": "free", "alpha": 0.01}
-    return base | values
+    base |= values
+    if base["ask_rate"] is not None:
+        base["asks_per_episode"] = 30.0 * base["ask_rate"]
+    return base
 
 
 def story() -> list[dict[str, object]]:
@@ -73,7 +86,7 @@ def story() -> list[dict[str, object]]:
             rows += [
                 row("bayesian", 4.0, 5.0, n_demonstrations=9000, **common),
                 row("cautious-minimax", 4.0, 3.0, horizon=128, **common),
-                row("cautious-minimax", 4.0, 9.0, accounting="outcome", **common),
+                row("cautious-minimax", 4.0, 9.0, accounting="outcome", free_charge_nats=12.0, **common),
                 row("cautious-pointwise", 1.0, None, accounting="forbidden", **common),
             ]
         for anchor, distance, asks in (
@@ -183,9 +196,15 @@ def test_every_row_is_in_the_table_without_scripts(html: str) -> None:
 
 
 def test_infeasible_cells_are_listed_and_a_worse_accounting_shown(html: str) -> None:
-    assert html.count("accounting “forbidden”, “") == 4
+    (line,) = infeasible(Grid(story()))
+    assert (line.anchor, line.accounting, line.cells) == ("cautious-pointwise", "forbidden", 4)
+    assert (line.budgets, line.deployments, line.least_nats) == ((1.0,), ("same", "novel"), None)
+    assert "accounting “forbidden”: 4 with budget 1, deployments same, novel." in html
+    needs = [row("cautious-minimax", 1.0, None, least_charge_nats=least) for least in (40.0, 30.0)]
+    assert infeasible(Grid(needs))[0].least_nats == (30.0, 40.0)
     outcome = [one for one in promises_by_accounting(Grid(story())) if one.accounting == "outcome"]
     assert [(one.anchor, one.over, one.runs) for one in outcome] == [("cautious-minimax", 4, 4)]
+    assert "12.0 nats on a budget of 4" in html
 
 
 def test_settings_are_escaped() -> None:
@@ -244,12 +263,41 @@ def test_losses_of_caution_are_told_as_plainly_as_those_of_the_bayesian_imitator
     grid = Grid(rows)
     assert "Bayesian imitator, none of 2 policies drifted" in finding(promises(grid))
     assert "cautious imitator, all 2 did" in finding(promises(grid))
-    assert any("farther in 2 of 2" in sentence for sentence in costs(grid, equal_reward(grid)))
+    assert any("farther in 2 of 2" in sentence for sentence in price(grid, equal_reward(grid), []))
+
+
+def test_what_caution_costs_is_counted_from_the_rows() -> None:
+    rows = [row("bayesian", b, b, reward=4.0 + b, ask_rate=0.0) for b in (1.0, 3.0)]
+    rows += [row("cautious-minimax", b, 0.5 * b, reward=4.0 + b / 2, ask_rate=0.1) for b in (1.0, 3.0)]
+    rows += [row("cautious-pointwise", b, 0.5 * b, reward=4.0 + b / 2, ask_rate=0.05 * b) for b in (1.0, 3.0)]
+    rows += [row("bayesian-asks-random", 1.0, 2.0, reward=4.9, ask_rate=0.1)]
+    grid = Grid(rows)
+    questions, reward, distance, asking = price(grid, equal_reward(grid), equal_asking(grid))
+    assert questions.endswith("on 10 % of its steps on average, pointwise on 10 %; minimax less in 1 of 2 settings.")
+    assert reward.endswith("earned less than the Bayesian policy in all 2 settings (on average 5.00 against 6.00).")
+    # Both distances are reward - 4 at equal reward: the curves coincide where both have policies.
+    assert distance.endswith("minimax was about as close in 2 of 2 (“same” deployment, asking on 10 % of its steps).")
+    assert asking.endswith("minimax was closer in 1 of 1.")
+    assert asking_findings(equal_asking(grid)) == ["Beside “Bayesian, asks at random”, minimax was closer in 1 of 1."]
+
+
+def test_questions_by_demonstrations_and_the_dearest_episode() -> None:
+    rows = [row("cautious-minimax", 2.0, 1.0, n_demonstrations=n, ask_rate=a) for n, a in ((100, 0.5), (1000, 0.2))]
+    (sentence,) = asking_by_demonstrations(Grid(rows))
+    assert sentence == "“same”: minimax asks on 50 % of its steps with 100 of them, on 20 % with 1,000."
+    rows = [row("bayesian", b, 1.0, largest_charge_nats=c) for b, c in ((1.0, 9.0), (10.0, 50.0))]
+    rows.append(row("cautious-minimax", 1.0, 1.0, largest_charge_nats=99.0, accounting="outcome"))
+    rows.append(row("cautious-minimax", 1.0, 1.0, largest_charge_nats=8.0))
+    dearest = dearest_episode(Grid(rows))
+    assert dearest is not None
+    assert dearest["largest_charge_nats"] == 9.0
 
 
 def test_certificate_check_counts_only_rows_within_charge_plus_excess() -> None:
     rows = [row("cautious-minimax", 1.0, 1.4), row("cautious-minimax", 1.0, 1.6), row("bayesian", 1.0, 9.0)]
     assert certificate_check(Grid(rows)) == (1, 2)
+    outcome = row("cautious-minimax", 1.0, 1.6, accounting="outcome", free_charge_nats=1.2)
+    assert certificate_check(Grid([outcome])) == (1, 1)
 
 
 @given(some_rows, st.sampled_from(["budget_nats", "horizon"]))
@@ -283,23 +331,43 @@ def curve(points: list[tuple[float, float, float]]) -> Grid:
 def test_interpolation_at_equal_reward_and_at_equal_asking() -> None:
     cells = curve([(7.0, 8.0, 0.1), (5.0, 2.0, 0.5), (6.0, 4.0, 0.3)]).cells
     half = at_reward(cells, "bayesian", 6.5)
-    assert (half.kl_nats, half.ask_rate, half.kind) == pytest.approx((6.0, 0.2, "interpolated"))
+    assert (half.kl_nats, half.ask_rate) == pytest.approx((6.0, 0.2))
+    assert half.kind == "lottery"
+    measured = at_reward(cells, "bayesian", 6.0)
+    assert (measured.kl_nats, measured.budget_nats, measured.kind) == (4.0, 3.0, "measured")
     assert at_reward(cells, "bayesian", 7.5).kind == "ends below"
     assert at_reward(cells, "bayesian", 4.5).kind == "starts above"
     assert at_reward([], "bayesian", 4.5).kind == "none"
-    assert at_ask_rate(cells, "bayesian", 0.31).kind == "measured"
-    between = at_ask_rate(cells, "bayesian", 0.4)
-    assert (between.reward, between.kl_nats) == pytest.approx((5.5, 3.0))
-    assert at_ask_rate(cells, "bayesian", 0.9).kind == "none"
     assert at_reward(curve([(5.0, 1.0, 0.0), (6.0, float("inf"), 0.0)]).cells, "bayesian", 5.5).kl_nats == float("inf")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5))
+def test_no_sampled_lottery_beats_the_one_found_with_no_more_questions(seed: int, n_policies: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(0.1, 1.0, size=(n_policies, 3))
+    cells = curve([tuple(point) for point in points]).cells
+    lots = rng.dirichlet(np.full(n_policies, 0.5), size=2000)
+    lots = np.concatenate([np.eye(n_policies), lots])
+    reward, distance, asks = (lots @ points).T
+    bound = rng.integers(len(lots))
+    found = with_no_more_questions(cells, "bayesian", reward[bound], 30.0 * asks[bound])
+    assert found.reward is not None
+    assert found.asks_per_episode is not None
+    assert found.reward >= reward[bound] - 1e-6
+    assert found.asks_per_episode <= 30.0 * asks[bound] + 1e-5
+    assert found.kl_nats <= distance[(reward >= reward[bound]) & (asks <= asks[bound])].min() + 1e-6
+    assert with_no_more_questions(cells, "bayesian", 1.1, 30.0).kind == "none"
+    assert with_no_more_questions(cells, "bayesian", 0.0, 0.0).kind == "none"
 
 
 @pytest.mark.parametrize(
     ("reward", "distance", "verdict"),
     [
-        (6.0, 3.9, "better"),
-        (6.0, 4.1, "worse"),
+        (6.0, 3.5, "better"),
+        (6.0, 4.5, "worse"),
         (6.0, 4.0, "equal"),
+        (6.0, 4.3, "equal"),
         (8.0, 7.0, "better"),
         (8.0, 9.0, "open"),
         (4.0, 3.0, "worse"),
@@ -308,23 +376,34 @@ def test_interpolation_at_equal_reward_and_at_equal_asking() -> None:
 )
 def test_verdict_at_equal_reward(reward: float, distance: float, verdict: str) -> None:
     bayesian = [row("bayesian", b, kl, reward=r) for b, r, kl in ((1.0, 5.0, 2.0), (2.0, 6.0, 4.0), (3.0, 7.0, 8.0))]
-    (found,) = equal_reward(Grid([*bayesian, row("cautious-minimax", 1.0, distance, reward=reward)]))
-    assert found.verdicts == (verdict,)
+    found = equal_reward(Grid([*bayesian, row("cautious-minimax", 1.0, distance, reward=reward)]))
+    assert len(found) == len({5.0, 6.0, 7.0, reward})
+    (own,) = [one for one in found if one.reward == reward]
+    assert own.verdicts == (verdict,)
+
+
+def test_a_bayesian_policy_is_compared_at_its_own_reward_too() -> None:
+    rows = [row("cautious-minimax", b, b, reward=b) for b in (1.0, 3.0)] + [row("bayesian", 1.0, 1.0, reward=2.0)]
+    (own,) = [one for one in equal_reward(Grid(rows)) if one.reward == 2.0]
+    assert (own.subject.kind, own.subject.kl_nats) == ("lottery", 2.0)
+    assert (own.others[0].kind, own.verdicts) == ("measured", ("worse",))
 
 
 @pytest.mark.parametrize(
     ("reward", "distance", "asks", "verdict"),
     [
+        (5.0, 1.0, 0.2, "better"),
+        (5.0, 3.0, 0.2, "worse"),
+        (5.0, 2.1, 0.1, "equal"),
+        (5.0, 1.0, 0.4, "open"),
+        (4.0, 1.0, 0.2, "open"),
+        (6.0, 3.0, 0.2, "open"),
         (6.0, 1.0, 0.2, "better"),
-        (4.0, 3.0, 0.2, "worse"),
-        (6.0, 3.0, 0.2, "mixed"),
-        (5.0, 2.0, 0.2, "equal"),
-        (6.0, 1.0, 0.4, "open"),
     ],
 )
-def test_verdict_at_equal_asking(reward: float, distance: float, asks: float, verdict: str) -> None:
-    control = [row("bayesian-asks-random", b, 2.0 * b, reward=5.0 * b, ask_rate=0.2) for b in (1.0, 2.0)]
-    (found,) = equal_asking(Grid([*control, row("cautious-minimax", 1.0, distance, reward=reward, ask_rate=asks)]))
+def test_verdict_at_equal_reward_and_equal_asking(reward: float, distance: float, asks: float, verdict: str) -> None:
+    control = row("bayesian-asks-random", 1.0, 2.0, reward=5.0, ask_rate=0.2)
+    (found,) = equal_asking(Grid([control, row("cautious-minimax", 1.0, distance, reward=reward, ask_rate=asks)]))
     assert found.verdicts == (verdict,)
 
 
@@ -361,15 +440,33 @@ def test_page_stands_with_nothing_but_infeasible_rows_and_no_episodes() -> None:
 
 def test_figures_draw_every_mean_where_it_belongs() -> None:
     rows = [row("bayesian", b, b**2, seed=s) for b in (1.0, 2.0, 4.0) for s in (0, 1)]
-    (axes,) = figures.headline(rows).axes
-    drawn = [
-        line for line in axes.lines if line.get_color() == ANCHORS["bayesian"].colour and len(line.get_xdata()) == 3
-    ]
-    assert drawn
-    for line in drawn:
-        np.testing.assert_allclose(line.get_xydata(), [[1, 1], [2, 4], [4, 16]])
-    promise = next(line for line in axes.lines if len(line.get_xdata()) > 50)
-    np.testing.assert_allclose(promise.get_xdata(), promise.get_ydata())
+    figure = figures.headline(rows)
+    (axes,) = figure.axes
+    assert figure.get_suptitle()
+    assert figure.legends[0].get_texts()[0].get_text() == "Bayesian imitator: 2 of 3 farther than promised"
+    drawn = [(line.get_color(), np.array(line.get_xydata(), dtype=float)) for line in axes.lines]
+    means = [points for colour, points in drawn if colour == ANCHORS["bayesian"].colour and len(points) == 3]
+    assert means
+    for points in means:
+        np.testing.assert_allclose(points, [[1, 1], [2, 4], [4, 16]])
+    promise = next(points for _, points in drawn if len(points) > 50)
+    np.testing.assert_allclose(promise[:, 0], promise[:, 1])
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_headline_shows_the_imitators_only_and_every_figure_says_whom_it_shows() -> None:
+    main = ["bayesian", "cautious-pointwise", "cautious-minimax"]
+    assert anchors_in(figures.headline(story())) == main
+    assert set(anchors_in(figures.reward_against_distance(story()))) == set(ANCHORS)
+    assert anchors_in(figures.empty_replies(story(), against="horizon")) == ["cautious-minimax"]
+
+
+def test_a_policy_without_anchor_does_not_squash_the_rest() -> None:
+    rows = [row("bayesian", b, b, reward=6.0 + b / 10) for b in (1.0, 4.0)]
+    (axes,) = figures.reward_against_distance([*rows, row("none", None, 355.0, reward=20.0)], "same").figure.axes
+    assert axes.get_xlim()[1] < 10
+    assert axes.get_ylim()[1] < 7
+    assert any("355 nats, reward 20.0" in text.get_text() for text in axes.texts)
 
 
 def test_svg_keeps_ink_for_the_page_and_no_style_attribute() -> None:

@@ -69,8 +69,8 @@ _STYLES = (
     AnchorStyle("none", "No anchor", "the optimiser chases reward with nothing to hold it", "#80868e", "X"),
     AnchorStyle(
         "demonstrator",
-        "Demonstrator",
-        "the ideal: the trusted policy itself in the anchor's place, if only it were known",
+        "Demonstrator (ideal)",
+        "the ideal: the trusted policy itself in the imitator's place, if only it were known",
         "#a5790a",
         "*",
     ),

@@ -7,6 +7,7 @@ legend, as for a README; a name draws that panel alone, without legend. Colours 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,7 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cautious_imitation.report.anchors import ANCHORS
+from cautious_imitation.report.anchors import ANCHORS, CAUTIOUS, CONTROLS
 from cautious_imitation.report.axes import (
     INK,
     TEXT_POINTS,
@@ -28,7 +29,9 @@ from cautious_imitation.report.axes import (
     nats_axis,
     percent_axis,
 )
+from cautious_imitation.report.findings import TOLERANCE_NATS
 from cautious_imitation.report.grid import KL, Cell, Grid, Row
+from cautious_imitation.report.wording import DEPLOYMENT_MEANINGS, nats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,10 +41,11 @@ Curves: TypeAlias = dict[tuple[str, str], list[Cell]]
 """Cells by anchor and deployment."""
 
 _PANEL_INCHES = (4.6, 3.45)
+_DASHES = (0, (4, 2.5))
 
 ASK_RATE_BINS = (0.0, 0.01, 0.05, 0.2, 0.5, 1.0)
 ASK_RATE_LABELS = ("under 1 %", "1–5 %", "5–20 %", "20–50 %", "50 % or more")
-ASK_RATE_COLOURS = tuple(to_hex(colormaps["cividis"](place)) for place in (0.0, 0.3, 0.52, 0.76, 1.0))
+ASK_RATE_COLOURS = tuple(to_hex(colormaps["YlGnBu"](place)) for place in (0.0, 0.25, 0.5, 0.75, 1.0))
 
 
 def ask_rate_colour(ask_rate: float) -> str:
@@ -52,10 +56,48 @@ def ask_rate_colour(ask_rate: float) -> str:
 def headline(rows: Rows) -> Figure:
     """The one figure that tells the story: what the budget promised against the distance that was reached.
 
+    It has a title and stands alone. Its anchors are the Bayesian and the cautious imitators, if there are any.
+
     Example:
-        ``headline(rows).savefig("headline.png", dpi=160)``
+        ``headline(rows).savefig("headline.png", dpi=200)``
     """
-    return budget_against_distance(rows)
+    grid = _grid(rows)
+    curves = _curves(grid, "budget_nats", (KL,), budgeted=True)
+    main = {key: cells for key, cells in curves.items() if key[0] in ("bayesian", *CAUTIOUS)}
+    curves = main or curves
+    budgets = [float(cell.budget_nats or 0.0) for curve in curves.values() for cell in curve]
+    distances = [value for curve in curves.values() for cell in curve for value in _range(cell, KL)]
+
+    def draw(axes: Axes, where: str) -> None:
+        _draw_promise(axes, budgets, distances)
+        axes.set_xlabel("budget: distance promised (nats an episode)")
+        first = where == grid.deployments[0]
+        axes.set_ylabel("true distance from the demonstrator (nats)" if first else "")
+        limits = axes.get_ylim()
+        _draw_curves(axes, curves, where, "budget_nats", KL)
+        axes.set_ylim(limits)
+
+    labels = {}
+    for name in dict.fromkeys(anchor for anchor, _ in curves):
+        cells = [cell for (anchor, _), curve in curves.items() if anchor == name for cell in curve]
+        over = sum(cell.metrics[KL].mean > float(cell.budget_nats or 0.0) + TOLERANCE_NATS for cell in cells)
+        label = ANCHORS[name].label
+        labels[label] = f"{label}: {over} of {len(cells)} farther than promised"
+    line = Line2D([], [], color=INK, linewidth=1.4, linestyle=_DASHES, label="distance = budget, the promise (y = x)")
+    figure = _panels(grid, draw, None, curves, [line], columns=len(grid.deployments))
+    figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + 0.35)
+    for text in figure.legends[0].get_texts() if figure.legends else ():
+        text.set_text(labels.get(text.get_text(), text.get_text()))
+    words = "Does a budget against an imitator keep a policy near the demonstrator?"
+    figure.suptitle(
+        textwrap.fill(words, 42 * len(grid.deployments)),
+        x=0.01,
+        ha="left",
+        color=INK,
+        fontsize=TEXT_POINTS + 3.5,
+        fontweight="bold",
+    )
+    return figure
 
 
 def budget_against_distance(rows: Rows, deployment: str | None = None) -> Figure:
@@ -72,71 +114,89 @@ def budget_against_distance(rows: Rows, deployment: str | None = None) -> Figure
     aside = [cell for cell in grid.cells if cell.budget_nats is not None and KL in cell.metrics and _pale(grid, cell)]
     shown = [cell for curve in curves.values() for cell in curve] + aside
     budgets = [float(cell.budget_nats or 0.0) for cell in shown]
-    distances = [value for cell in shown for value in (cell.metrics[KL].low, cell.metrics[KL].high)]
+    distances = [value for cell in shown for value in _range(cell, KL)]
 
     def draw(axes: Axes, where: str) -> None:
-        lower, upper = nats_axis(axes, "x", budgets)
-        bottom, top = nats_axis(axes, "y", [*distances, *budgets])
-        line = np.unique(np.concatenate([np.linspace(max(lower, 0.0), 1.0, 50), np.geomspace(1e-3, upper, 100)]))
-        line = line[(line >= max(lower, 0.0)) & (line <= upper)]
-        axes.fill_between(line, line, top, color=INK, alpha=0.07, linewidth=0, zorder=0)
-        axes.plot(line, line, color=INK, linewidth=1.4, linestyle=(0, (4, 2.5)), zorder=1)
-        for words, place, vertical in (("farther than promised", 0.97, "top"), ("promise kept", 0.04, "bottom")):
-            side = "left" if vertical == "top" else "right"
-            axes.text(
-                0.03 if side == "left" else 0.97,
-                place,
-                words,
-                transform=axes.transAxes,
-                ha=side,
-                va=vertical,
-                color=INK,
-                size=TEXT_POINTS,
-                style="italic",
-                alpha=0.85,
-            )
+        _draw_promise(axes, budgets, distances)
+        limits = axes.get_ylim()
         axes.set_xlabel("budget: distance promised (nats an episode)")
-        axes.set_ylabel("true distance to the demonstrator (nats)")
+        axes.set_ylabel("true distance from the demonstrator (nats)")
         for cell in aside:
             if cell.deployment == where:
                 draw_marks(axes, cell.anchor, [float(cell.budget_nats or 0.0)], [cell.metrics[KL].mean], faint=True)
-        _draw_curves(axes, curves, where, "budget_nats", KL)
-        axes.set_ylim(bottom, top)
+        _draw_curves(axes, curves, where, "budget_nats", KL, unjoined=("demonstrator", *CONTROLS))
+        axes.set_ylim(limits)
 
     return _panels(grid, draw, deployment, curves)
 
 
+def _draw_promise(axes: Axes, budgets: Sequence[float], distances: Sequence[float]) -> None:
+    """Scale ``axes`` for ``distances`` against ``budgets`` and draw the line on which they are equal."""
+    lower, upper = nats_axis(axes, "x", budgets)
+    _, top = nats_axis(axes, "y", [*distances, *budgets])
+    line = np.unique(np.concatenate([np.linspace(max(lower, 0.0), 1.0, 50), np.geomspace(1e-3, upper, 100)]))
+    line = line[(line >= max(lower, 0.0)) & (line <= upper)]
+    axes.fill_between(line, line, top, color=INK, alpha=0.07, linewidth=0, zorder=0)
+    axes.plot(line, line, color=INK, linewidth=1.4, linestyle=_DASHES, zorder=1)
+    for words, x, y, across, up in (
+        ("farther than promised", 0.03, 0.97, "left", "top"),
+        ("promise kept", 0.97, 0.04, "right", "bottom"),
+    ):
+        axes.text(x, y, words, transform=axes.transAxes, ha=across, va=up, color=INK, size=TEXT_POINTS, style="italic")
+
+
 def reward_against_distance(rows: Rows, deployment: str | None = None) -> Figure:
-    """Reward against distance to the demonstrator, all anchors, filled with a colour for the share of steps asked."""
+    """Reward against distance to the demonstrator, all anchors, filled with a colour for the share of steps asked.
+
+    The policy of no anchor usually lies so far away that the rest would shrink to a blot: it is then drawn on the edge
+    with its numbers beside it.
+    """
     grid = _grid(rows)
     curves = _curves(grid, "budget_nats", (KL, "reward"))
-    shown = [cell for curve in curves.values() for cell in curve]
-    distances = [cell.metrics[KL].mean for cell in shown]
+    held = {key: cells for key, cells in curves.items() if key[0] != "none"} or curves
+    distances = [cell.metrics[KL].mean for curve in held.values() for cell in curve]
 
     def draw(axes: Axes, where: str) -> None:
         _, right = nats_axis(axes, "x", distances)
-        axes.set_xlabel("true distance to the demonstrator (nats)")
+        here = [cell.metrics["reward"].mean for (_, at), curve in held.items() if at == where for cell in curve]
+        rewards = here or [cell.metrics["reward"].mean for curve in curves.values() for cell in curve]
+        margin = 0.1 * (max(rewards) - min(rewards)) or 0.1
+        top = max(rewards) + 2 * margin
+        axes.set_ylim(min(rewards) - margin, top)
+        axes.set_xlabel("true distance from the demonstrator (nats)")
         axes.set_ylabel("reward an episode")
         for (anchor, at), cells in reversed(curves.items()):
             if at != where:
                 continue
             style = ANCHORS[anchor]
-            # An infinite distance has no place on the axis: its mark sits on the right edge.
             x = [min(cell.metrics[KL].mean, right) for cell in cells]
-            y = [cell.metrics["reward"].mean for cell in cells]
+            y = [min(cell.metrics["reward"].mean, top) for cell in cells]
             axes.plot(x, y, color=style.colour, linewidth=1.2, alpha=0.7, zorder=2)
             axes.scatter(
                 x,
                 y,
-                s=150 if style.marker == "*" else 95 if style.marker in "XP" else 52,
+                s=120 if style.marker == "*" else 80 if style.marker in "XP" else 46,
                 marker=style.marker,
+                label=anchor,
                 c=[ask_rate_colour(cell.mean("ask_rate") or 0.0) for cell in cells],
                 edgecolors=style.colour,
                 linewidths=1.7,
                 zorder=5 if style.marker == "*" else 4,
                 clip_on=False,
             )
-        axes.margins(y=0.1)
+            for cell, to_x, to_y in zip(cells, x, y, strict=True):
+                distance, reward = cell.metrics[KL].mean, cell.metrics["reward"].mean
+                if distance > right or reward > top:
+                    axes.annotate(
+                        f"{style.label.lower()}, off the scale:\n{nats(distance)} nats, reward {nats(reward)}",
+                        (to_x, to_y),
+                        xytext=(-9, -3),
+                        textcoords="offset points",
+                        ha="right",
+                        va="top",
+                        color=INK,
+                        size=TEXT_POINTS - 1,
+                    )
         axes.annotate(
             "better",
             (0.02, 0.985),
@@ -148,12 +208,11 @@ def reward_against_distance(rows: Rows, deployment: str | None = None) -> Figure
             style="italic",
             arrowprops={"arrowstyle": "->", "color": INK, "alpha": 0.7},
         )
-        rewards = [cell.metrics["reward"].mean for cell in shown]
-        margin = 0.1 * (max(rewards, default=1.0) - min(rewards, default=0.0)) or 0.1
-        axes.set_ylim(min(rewards, default=0.0) - margin, max(rewards, default=1.0) + margin)
 
     extra = [
-        Line2D([], [], linestyle="none", marker="o", markersize=7, color=colour, label=f"asks {label}")
+        Line2D(
+            [], [], linestyle="none", marker="o", markersize=7, color=colour, markeredgecolor=INK, label=f"asks {label}"
+        )
         for colour, label in zip(ASK_RATE_COLOURS, ASK_RATE_LABELS, strict=True)
     ]
     return _panels(grid, draw, deployment, curves, extra)
@@ -163,17 +222,19 @@ def distance_against_demonstrations(rows: Rows, deployment: str | None = None) -
     """Distance to the demonstrator against the number of demonstrated actions, with the budget as a line."""
     grid = _grid(rows)
     curves = _curves(grid, "n_demonstrations", (KL,), budgeted=True)
-    shown = [cell for curve in curves.values() for cell in curve if cell.n_demonstrations]
+    several = {key: cells for key, cells in curves.items() if len(cells) > 1}
+    curves = several or curves
+    shown = [cell for curve in curves.values() for cell in curve]
     budget = grid.reference["budget_nats"]
-    distances = [value for cell in shown for value in (cell.metrics[KL].low, cell.metrics[KL].high)]
+    distances = [value for cell in shown for value in _range(cell, KL)]
 
     def draw(axes: Axes, where: str) -> None:
         counts_axis(axes, [cell.n_demonstrations or 1 for cell in shown])
         nats_axis(axes, "y", distances + ([] if budget is None else [budget]))
         axes.set_xlabel("demonstrated actions")
-        axes.set_ylabel("true distance to the demonstrator (nats)")
+        axes.set_ylabel("true distance from the demonstrator (nats)")
         if budget is not None:
-            axes.axhline(budget, color=INK, linewidth=1.4, linestyle=(0, (4, 2.5)), zorder=1)
+            axes.axhline(budget, color=INK, linewidth=1.4, linestyle=_DASHES, zorder=1)
             axes.annotate(
                 "budget",
                 (1.0, budget),
@@ -204,7 +265,9 @@ def empty_replies(rows: Rows, deployment: str | None = None, *, against: str = "
     if against not in ("budget_nats", "horizon"):
         raise ValueError(f"against must be 'budget_nats' or 'horizon', got {against!r}")
     grid = _grid(rows)
-    curves = _curves(grid, against, ("empty_reply_share",), budgeted=against == "budget_nats")
+    curves = _curves(grid, against, ("empty_reply_share",), budgeted=True)
+    several = {key: cells for key, cells in curves.items() if len(cells) > 1}
+    curves = several or curves
     shown = [cell for curve in curves.values() for cell in curve]
 
     def draw(axes: Axes, where: str) -> None:
@@ -220,6 +283,10 @@ def empty_replies(rows: Rows, deployment: str | None = None, *, against: str = "
         _draw_curves(axes, curves, where, against, "empty_reply_share")
 
     return _panels(grid, draw, deployment, curves)
+
+
+def _range(cell: Cell, metric: str) -> tuple[float, float]:
+    return cell.metrics[metric].low, cell.metrics[metric].high
 
 
 def _grid(rows: Rows) -> Grid:
@@ -246,7 +313,9 @@ def _pale(grid: Grid, cell: Cell) -> bool:
     return cell.n_demonstrations not in (None, grid.reference["n_demonstrations"]) and all(others)
 
 
-def _draw_curves(axes: Axes, curves: Curves, where: str, vary: str, metric: str) -> None:
+def _draw_curves(
+    axes: Axes, curves: Curves, where: str, vary: str, metric: str, *, unjoined: Sequence[str] = ()
+) -> None:
     for (anchor, deployment), cells in reversed(curves.items()):  # the main anchors on top
         if deployment == where:
             spreads = [cell.metrics[metric] for cell in cells]
@@ -257,6 +326,7 @@ def _draw_curves(axes: Axes, curves: Curves, where: str, vary: str, metric: str)
                 [spread.mean for spread in spreads],
                 [spread.low for spread in spreads],
                 [spread.high for spread in spreads],
+                joined=anchor not in unjoined,
             )
 
 
@@ -266,6 +336,7 @@ def _panels(
     deployment: str | None,
     curves: Curves,
     extra: Sequence[Line2D] = (),
+    columns: int | None = None,
 ) -> Figure:
     """One panel for ``deployment``, or all panels with titles and a legend."""
     if deployment is not None and deployment not in grid.deployments:
@@ -283,13 +354,14 @@ def _panels(
             axes.set(xticks=[], yticks=[])
             axes.text(0.5, 0.5, "no results to draw", transform=axes.transAxes, ha="center", color=INK)
         if deployment is None:
-            axes.set_title(f"“{name}” deployment", loc="left")
+            meaning = f": {DEPLOYMENT_MEANINGS[name]}" if name in DEPLOYMENT_MEANINGS else ""
+            axes.set_title(f"“{name}” deployment{meaning}", loc="left", color=INK, fontsize=TEXT_POINTS)
         dress(axes)
     if deployment is None and anchors:
         figure.legend(
             handles=[*legend_handles(anchors), *extra],
             loc="outside lower center",
-            ncols=min(len(anchors) + len(extra), 3),
+            ncols=columns or min(len(anchors) + len(extra), 2 * len(shown)),
             frameon=False,
             labelcolor=INK,
             fontsize=TEXT_POINTS,

@@ -9,6 +9,7 @@ reward, so both directions are shown (each side measured, the other by lot) and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,9 @@ TIE_SHARE = 0.1
 """Two distances count as equal if they differ by at most this share of the larger one."""
 
 _EQUAL = 1e-9
+_SOLVED = 1e-6
+"""Precision of the lotteries that are solved for."""
+
 _NEEDED = ("reward", KL)
 
 
@@ -58,8 +62,8 @@ class Comparison:
         reward: the reward of the measured policy that the others are held to.
         subject: the cautious policy.
         others: the others.
-        verdicts: for each of ``others``, from the point of view of the subject: ``better``, ``worse``, ``equal`` (as far
-            within ``TIE_SHARE``) or ``open``, where one side earns more reward and the other is closer.
+        verdicts: for each of ``others``, from the point of view of the subject: ``better``, ``worse``, ``equal``
+            (as far within ``TIE_SHARE``) or ``open``, where one side earns more reward and the other is closer.
     """
 
     deployment: str
@@ -91,8 +95,15 @@ def _lottery(policies: Sequence[Match], weights: Sequence[float]) -> Match:
         drawn = [(weight, getattr(one, name)) for weight, one in zip(weights, policies, strict=True) if weight > _EQUAL]
         return None if any(value is None for _, value in drawn) else sum(weight * value for weight, value in drawn)
 
-    names = ("reward", "kl_nats", "ask_rate", "asks_per_episode")
-    return Match(policies[0].anchor, *(mean(name) for name in names), None, "lottery")
+    return Match(
+        policies[0].anchor,
+        mean("reward"),
+        mean("kl_nats"),
+        mean("ask_rate"),
+        mean("asks_per_episode"),
+        None,
+        "lottery",
+    )
 
 
 def at_reward(cells: Sequence[Cell], anchor: str, reward: float) -> Match:
@@ -123,13 +134,13 @@ def verdict(subject: Match, other: Match) -> str:
     else:
         order = "better" if distance < theirs else "worse"
     ahead = float(subject.reward or 0.0) - float(other.reward or 0.0)
-    if abs(ahead) <= _EQUAL:
+    if abs(ahead) <= _SOLVED:
         return order
     return order if order == ("better" if ahead > 0 else "worse") else "open"
 
 
 def equal_reward(grid: Grid, subject: str = "cautious-minimax") -> list[Comparison]:
-    """``subject`` against the Bayesian and the other cautious anchor at each reward that it or the Bayesian one earns."""
+    """``subject`` against the Bayesian and the other cautious anchor at each reward that it or the Bayesian earns."""
     found = []
     others = [name for name in ("bayesian", "cautious-pointwise", "cautious-minimax") if name != subject]
     others = [name for name in others if name in grid.anchors]
@@ -151,13 +162,14 @@ def with_no_more_questions(cells: Sequence[Cell], anchor: str, reward: float, as
 
     ``kind`` is ``none`` if there is none.
     """
-    policies = [one for one in map(_measured, cells) if one.asks_per_episode is not None and np.isfinite(one.kl_nats)]
+    policies = [_measured(cell) for cell in cells if "asks_per_episode" in cell.metrics]
+    policies = [one for one in policies if one.kl_nats is not None and math.isfinite(one.kl_nats)]
     if not policies:
         return _none(anchor)
     solved = linprog(
         [one.kl_nats for one in policies],
         A_ub=[[-(one.reward or 0.0) for one in policies], [one.asks_per_episode for one in policies]],
-        b_ub=[_EQUAL - reward, asks + _EQUAL],
+        b_ub=[-reward, asks],
         A_eq=[[1.0] * len(policies)],
         b_eq=[1.0],
         method="highs",

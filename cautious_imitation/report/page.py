@@ -19,17 +19,20 @@ from matplotlib.figure import Figure
 from cautious_imitation.atomic_files import write_text
 from cautious_imitation.report import figures, wording
 from cautious_imitation.report.anchors import ANCHORS, anchor_style
+from cautious_imitation.report.axes import anchors_in
+from cautious_imitation.report.costs import asking_by_demonstrations, asking_findings, price
 from cautious_imitation.report.episodes import CHARGE_LABELS, STRIP_STEPS, read_episodes
 from cautious_imitation.report.findings import (
     certificate_check,
-    costs,
+    dearest_episode,
     finding,
+    infeasible,
     promises,
     promises_by_accounting,
     where,
 )
 from cautious_imitation.report.grid import COLUMNS, METRICS, Grid, Row
-from cautious_imitation.report.matched import ASK_RATE_TOLERANCE, equal_asking, equal_reward
+from cautious_imitation.report.matched import TIE_SHARE, equal_asking, equal_reward
 from cautious_imitation.report.svg import inline_svg
 
 _SHARES = ("coverage", "ask_rate", "empty_reply_share")
@@ -66,12 +69,13 @@ def write_report(
 def render(rows: Sequence[Row], episodes: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
     """The page that ``write_report`` writes."""
     grid = Grid(rows)
-    matched = equal_reward(grid)
+    matched, asking = equal_reward(grid), equal_asking(grid)
+    comparable = [one for one in matched if set(one.verdicts) - {"open"}]
     found = promises(grid)
     kept, checked = certificate_check(grid)
     style, script = _resource("report.css") + _colours(), _resource("report.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"nats": wording.nats, "percent": wording.percent, "setting": wording.setting}
+    environment.filters |= {"nats": wording.nats, "percent": _unbroken_percent, "setting": wording.setting}
     template = environment.from_string(_resource("template.html.jinja"))
     return template.render(
         style=Markup(style),
@@ -81,16 +85,20 @@ def render(rows: Sequence[Row], episodes: Sequence[Mapping[str, Any]], settings:
         anchors=ANCHORS,
         anchor_style=anchor_style,
         grid=grid,
-        budgeted=[name for name in grid.anchors if any(row["budget_nats"] is not None for row in grid.rows_of(name))],
+        meanings=wording.DEPLOYMENT_MEANINGS,
+        n_seeds=len({row["seed"] for row in grid.rows if row["seed"] is not None}),
         settings={key: _printed(value) for key, value in settings.items()},
         finding=finding(found),
         promises=found,
         where=where,
-        costs=costs(grid, matched),
+        price=price(grid, matched, asking),
+        asking_by_demonstrations=asking_by_demonstrations(grid),
         figures=_figures(grid),
-        equal_reward=matched,
-        equal_asking=equal_asking(grid),
-        ask_rate_tolerance=ASK_RATE_TOLERANCE,
+        equal_reward=comparable,
+        n_incomparable=len(matched) - len(comparable),
+        equal_asking=asking,
+        asking_findings=asking_findings(asking),
+        tie_share=TIE_SHARE,
         accountings=promises_by_accounting(grid),
         certificate_kept=kept,
         certificate_checked=checked,
@@ -98,7 +106,10 @@ def render(rows: Sequence[Row], episodes: Sequence[Mapping[str, Any]], settings:
         episodes=read_episodes(episodes),
         strip_steps=STRIP_STEPS,
         charge_labels=CHARGE_LABELS,
-        infeasible=[row for row in grid.rows if row["status"] == "infeasible"],
+        infeasible=infeasible(grid),
+        n_infeasible=sum(row["status"] == "infeasible" for row in grid.rows),
+        dearest=dearest_episode(grid),
+        unheld=[row for row in grid.rows if row["anchor"] == "none" and row["empty_reply_share"] is not None],
         n_slack=sum(row["status"] == "slack" for row in grid.rows),
         columns=COLUMNS,
         table=[[_table_cell(row, key) for key in COLUMNS] for row in grid.rows],
@@ -106,8 +117,8 @@ def render(rows: Sequence[Row], episodes: Sequence[Mapping[str, Any]], settings:
     )
 
 
-def _figures(grid: Grid) -> dict[str, list[tuple[str, Markup]]]:
-    """Each figure as a list of (deployment, SVG), one a panel."""
+def _figures(grid: Grid) -> dict[str, tuple[list[str], list[tuple[str, Markup]]]]:
+    """Each figure as the anchors it shows and a list of (deployment, SVG), one a panel."""
     drawn: dict[str, tuple[Callable[[Grid, str], Figure], str]] = {
         "headline": (figures.budget_against_distance, "Distance to the demonstrator against budget, both in nats"),
         "reward": (figures.reward_against_distance, "Reward an episode against distance to the demonstrator in nats"),
@@ -121,20 +132,17 @@ def _figures(grid: Grid) -> dict[str, list[tuple[str, Markup]]]:
             "Share of empty replies against the length of an episode",
         ),
     }
-    return {
-        name: [
-            (
-                deployment,
-                inline_svg(
-                    draw(grid, deployment),
-                    f"{name}-{place}",
-                    f"{words}, in the “{deployment}” deployment. The numbers are in the table of all results.",
-                ),
-            )
-            for place, deployment in enumerate(grid.deployments)
-        ]
-        for name, (draw, words) in drawn.items()
-    }
+    found = {}
+    for name, (draw, words) in drawn.items():
+        shown: set[str] = set()
+        panels = []
+        for place, deployment in enumerate(grid.deployments):
+            figure = draw(grid, deployment)
+            shown |= set(anchors_in(figure))
+            description = f"{words}, in the “{deployment}” deployment. The numbers are in the table of all results."
+            panels.append((deployment, inline_svg(figure, f"{name}-{place}", description)))
+        found[name] = ([anchor for anchor in grid.anchors if anchor in shown], panels)
+    return found
 
 
 def _table_cell(row: Row, key: str) -> tuple[str, str]:
@@ -148,6 +156,10 @@ def _table_cell(row: Row, key: str) -> tuple[str, str]:
         return value, value
     shown = wording.percent(value) if key in _SHARES else wording.nats(value) if key in METRICS else None
     return shown or wording.setting(value), repr(float(value))
+
+
+def _unbroken_percent(share: float | None) -> str:
+    return wording.percent(share).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _printed(value: Any) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+DEPLOYMENT_MEANINGS = {"same": "situations as in the recordings", "novel": "situations hardly ever recorded"}
+"""The deployments of the shipped worlds, for readers."""
+
 
 def nats(value: float | None) -> str:
     """A number of nats (or of reward) with about three figures.
