@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
 ANCHORS = ("bayesian", "cautious-pointwise", "cautious-minimax", "bayesian-asks-max-prob")
 BUDGETS = (2.0, 10.0)
+METRICS = ("kl_demonstrator_nats", "reward", "ask_rate", "empty_reply_share")
 SETTING = {"accounting": "free", "horizon": 64, "ask_price": 0.05, "n_demonstrations": 10_000}
 
 
@@ -36,11 +37,9 @@ def table(rows: list[dict[str, Any]]) -> str:
                 cell = [row for row in rows if all(row[key] == value for key, value in setting.items())]
                 if not cell:
                     raise ValueError(f"results hold no row with {setting}; run the default comparison first")
-                mean = {key: sum(row[key] for row in cell) / len(cell) for key in ("reward", "ask_rate")}
-                kl = sum(row["kl_demonstrator_nats"] for row in cell) / len(cell)
-                empty = sum(row["empty_reply_share"] for row in cell) / len(cell)
+                kl, reward, asks, empty = (sum(row[key] for row in cell) / len(cell) for key in METRICS)
                 lines.append(
-                    f"| {deployment} | {anchor} | {budget:g} | {kl:.2f} | {mean['reward']:.2f} | {mean['ask_rate']:.1%} | {empty:.1%} |"
+                    f"| {deployment} | {anchor} | {budget:g} | {kl:.2f} | {reward:.2f} | {asks:.1%} | {empty:.1%} |"
                 )
     return "\n".join(lines) + "\n"
 

@@ -182,8 +182,8 @@ def best_response_ball(
 
     ``gain`` must be at most 0 and 0 at its best allowed action; ``-inf`` forbids an action. Writes the policy to ``pi``
     and the log of the adversary's theta to ``nu``. Returns ``(value, charge in nats, log eta)``; ``start`` is a guess
-    for log eta (theta is proportional to p / (e^gain + eta)). Value ``-inf``: no allowed action has support. ``logits``,
-    ``weights`` and ``bits`` are scratch with room for ``padded(V)`` values, the first of them finite.
+    for log eta (theta is proportional to p / (e^gain + eta)). Value ``-inf``: no allowed action has support.
+    ``logits``, ``weights`` and ``bits`` are scratch with room for ``padded(V)`` values, finite in the first two.
     """
     n = p.shape[0]
     if radius <= 0.0:

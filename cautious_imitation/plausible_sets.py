@@ -57,7 +57,7 @@ class PlausibleSet:
 
     @classmethod
     def points(cls, log_probs: Array, plausible: Array | None = None) -> PlausibleSet:
-        """Members that are single distributions, ``log_probs [..., M, V]``; without a mask ``[..., M]`` all plausible."""
+        """Members that are single distributions, ``log_probs [..., M, V]``; all of them plausible without a mask."""
         xp = array_namespace(log_probs)
         radii = xp.zeros_like(log_probs[..., 0])
         return cls(log_probs, radii, xp.isfinite(radii) if plausible is None else plausible)

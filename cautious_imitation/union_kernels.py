@@ -3,9 +3,9 @@
 The best response solves max_pi min_nu [pi.gain - KL(pi || nu)] with nu anywhere in the union. Where one member is
 worst for its own best response, that is the saddle. Elsewhere the adversary is a geometric mixture of several worst
 cases. For single distributions they are found one by one (cutting planes) and weighted by minimising the convex
-function log sum_a e^gain prod_j nu_j^u_j, which is exact. For balls the response to the worst single member is kept: its charge
-is still the exact worst case over all members, and the bound that comes with it says how far from the saddle it can be
-(docs/theory.md, "Minimax caution").
+function log sum_a e^gain prod_j nu_j^u_j, which is exact. For balls the response to the worst single member is kept:
+its charge is still the exact worst case over all members, and the bound that comes with it says how far from the saddle
+it can be (docs/theory.md, "Minimax caution").
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def union_worst_kl(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _mixture_of_cuts(gain: Floats, cuts: Floats, n_cuts: int, u: Floats, pi: Floats, means: Floats) -> float:
+def _mixture_of_cuts(gain: Floats, cuts: Floats, n_cuts: np.int64, u: Floats, pi: Floats, means: Floats) -> float:
     """Minimise log sum_a exp(gain_a + sum_j u_j cuts_ja) over the simplex of u; returns the minimum, fills ``pi``.
 
     Weight moves between the pair of cuts that is farthest from optimal, by an exact line search each time.

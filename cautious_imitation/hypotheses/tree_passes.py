@@ -25,6 +25,12 @@ from cautious_imitation.vector_math import padded
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def path_scratch(depth: int) -> tuple[Ints, Ints, Ints]:
+    """Room for the keys, nodes and totals of one path."""
+    return np.zeros(depth + 1, np.int64), np.zeros(depth + 1, np.int64), np.zeros(depth + 1, np.int64)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def learn_pass(
     words: Ints,
     odds: Floats,
@@ -57,8 +63,8 @@ def learn_pass(
     """
     depth, n_symbols = powers.shape[0] - 1, mixtures.shape[1]
     shift = 64 - _bits(words.shape[0] // width - 1)
-    keys, nodes = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
-    totals, slack = np.zeros(depth + 1, np.int64), np.empty(depth + 1)
+    keys, nodes, totals = path_scratch(depth)
+    slack = np.empty(depth + 1)
     room_for = padded(depth + 1)
     below, mixture, scratch = np.ones(room_for + 1), np.empty(n_symbols), np.ones((4, room_for))
     bits = np.empty(room_for, np.int64)
@@ -113,7 +119,7 @@ def mixture_pass(
     """Mixture predictions for ``contexts [N, depth]`` into ``out [N, V]``, as probabilities."""
     depth, n_symbols = powers.shape[0] - 1, out.shape[1]
     shift = 64 - _bits(words.shape[0] // width - 1)
-    keys, nodes, totals = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    keys, nodes, totals = path_scratch(depth)
     room_for = padded(depth + 1)
     below, scratch, bits = np.ones(room_for + 1), np.ones((4, room_for)), np.empty(room_for, np.int64)
     doubles = bits.view(np.float64)
@@ -139,7 +145,7 @@ def minimum_pass(
     """Plausible minima for ``contexts [N, depth]`` into ``out [N, V]``, as probabilities."""
     depth, n_symbols = powers.shape[0] - 1, out.shape[1]
     shift = 64 - _bits(words.shape[0] // width - 1)
-    keys, nodes, totals = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    keys, nodes, totals = path_scratch(depth)
     slack = np.empty(depth + 1)
     for i in range(contexts.shape[0]):
         stored = find_path(words, width, shift, powers, contexts[i], 0, depth, keys, nodes)
@@ -163,7 +169,7 @@ def path_pass(
     """Counts ``seen [N, depth + 1, V]`` and gamma ``[N, depth + 1]`` of the nodes along each context."""
     depth, n_symbols = powers.shape[0] - 1, seen.shape[2]
     shift = 64 - _bits(words.shape[0] // width - 1)
-    keys, nodes = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    keys, nodes, _ = path_scratch(depth)
     for i in range(contexts.shape[0]):
         stored = find_path(words, width, shift, powers, contexts[i], 0, depth, keys, nodes)
         for d in range(depth + 1):
@@ -193,7 +199,7 @@ def leaves_pass(
     """
     depth, n_symbols = powers.shape[0] - 1, centres.shape[2]
     shift = 64 - _bits(words.shape[0] // width - 1)
-    keys, nodes, totals = np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64), np.empty(depth + 1, np.int64)
+    keys, nodes, totals = path_scratch(depth)
     slack = np.empty(depth + 1)
     for i in range(contexts.shape[0]):
         stored = find_path(words, width, shift, powers, contexts[i], 0, depth, keys, nodes)
