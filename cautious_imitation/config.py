@@ -232,10 +232,10 @@ def _assign(settings: dict[str, Any], override: str) -> None:
 
 
 def _assign_at(settings: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set the value at ``path``; sections on the way are copied, and made where there are none."""
+    """Set the value at ``path``; sections on the way are made where there are none."""
     for part in path[:-1]:
-        below = settings.get(part)
-        settings[part] = dict(below) if isinstance(below, Mapping) else {}
+        if not isinstance(settings.get(part), dict):
+            settings[part] = {}
         settings = settings[part]
     settings[path[-1]] = value
 

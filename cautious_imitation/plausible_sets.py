@@ -112,8 +112,8 @@ class PlausibleSet:
     def best_response(self, q_values: Array, multiplier: float) -> tuple[Array, Array]:
         """The policy that maximises pi.Q - multiplier * worst_kl(pi).
 
-        Exact for one ball, and for any number of single distributions. For several balls it is the response to the
-        worst single one, whose charge is still the exact worst case over all.
+        Exact for one ball, and for any number of single distributions. For several balls it is close to the best, and
+        its charge is still the exact worst case over all.
 
         Args:
             q_values: ``[..., V]`` action values, NumPy.

@@ -2,10 +2,10 @@
 
 The best response solves max_pi min_nu [pi.gain - KL(pi || nu)] with nu anywhere in the union. Where one member is
 worst for its own best response, that is the saddle. Elsewhere the adversary is a geometric mixture of several worst
-cases. For single distributions they are found one by one (cutting planes) and weighted by minimising the convex
-function log sum_a e^gain prod_j nu_j^u_j, which is exact. For balls the response to the worst single member is kept:
-its charge is still the exact worst case over all members, and the bound that comes with it says how far from the saddle
-it can be (docs/theory.md, "Minimax caution").
+cases: they are found one by one (cutting planes) and weighted by minimising the convex function
+log sum_a e^gain prod_j nu_j^u_j. For single distributions that is exact. For balls it stops after a few rounds: the
+charge of the response is still the exact worst case over all members, and the bound that comes with it says how far
+from the saddle it can be (docs/theory.md, "Minimax caution").
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_CUTS = 24
 """Worst cases kept while refining one response."""
 
 _SADDLE_TOLERANCE = 1e-10
-_MAX_ROUNDS = 24
+_MAX_ROUNDS, _MAX_ROUNDS_BALLS = 24, 4
 _MAX_TRANSFERS = 200
 
 
@@ -134,6 +134,16 @@ def _mixture_of_cuts(gain: Floats, cuts: Floats, n_cuts: np.int64, u: Floats, pi
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _dot(pi: Floats, gain: Floats) -> float:
+    """pi.gain, where what is never done may gain ``-inf``."""
+    total = 0.0
+    for a in range(gain.shape[0]):
+        if pi[a] > 0.0:
+            total += pi[a] * gain[a]
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _soften(logits: Floats, out: Floats) -> float:
     """Softmax of ``logits`` into ``out`` (may be the same array); returns the log-normaliser."""
     best = -np.inf
@@ -206,22 +216,19 @@ def union_best_response(
     if count == 1:
         return shift + best, charge
     honest = union_worst_kl(log_p, p, radii, plausible, pi, ratio, theta, trial)
-    if balls or honest - charge <= _SADDLE_TOLERANCE * (1.0 + charge):
+    if honest - charge <= _SADDLE_TOLERANCE * (1.0 + charge):
         return shift + best, max(honest, charge)
     cuts = np.empty((MAX_CUTS, n))
     u, means = np.zeros(MAX_CUTS), np.empty(MAX_CUTS)
     copy(worst, cuts[0])
     copy(trial, cuts[1])
     u[0], n_cuts = 1.0, np.int64(2)
-    top, top_charge = -np.inf, np.inf
+    top, top_charge = _dot(pi, gain) - honest, honest
     answer = pi.copy()
-    for _ in range(_MAX_ROUNDS):
+    for _ in range(_MAX_ROUNDS_BALLS if balls else _MAX_ROUNDS):
         best = min(best, _mixture_of_cuts(gain, cuts, n_cuts, u, pi, means))
         honest = union_worst_kl(log_p, p, radii, plausible, pi, ratio, theta, trial)
-        reached = -honest
-        for a in range(n):
-            if pi[a] > 0.0:
-                reached += pi[a] * gain[a]
+        reached = _dot(pi, gain) - honest
         if reached > top:
             top, top_charge = reached, honest
             copy(pi, answer)

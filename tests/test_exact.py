@@ -228,7 +228,7 @@ def test_a_budget_just_above_the_least_charge_is_feasible_with_few_questions(see
 def test_no_finite_charge_at_all() -> None:
     world = bandit([0.0, 1.0], [0.5, 0.5])
     nowhere = PlausibleSet(np.log([[[0.5, 0.5]]]), np.array([[np.inf]]), np.array([[True]]))
-    with pytest.raises(BudgetInfeasible, match="least expected charge of any policy is inf") as caught:
+    with pytest.raises(BudgetInfeasible, match="least expected charge found is inf") as caught:
         ExactSolver().solve(world, nowhere, Regularizer(ExpectedBudget(10.0), accounting="forbidden"))
     assert caught.value.least_charge_nats == np.inf
     asking = ExactSolver().solve(world, nowhere, Regularizer(ExpectedBudget(0.0)))

@@ -511,7 +511,7 @@ def test_episode_is_summed_up_and_cut_into_turns() -> None:
     ("change", "message"),
     [
         ({"anchor": "bayes"}, r"anchor must be one of .*, got 'bayes'"),
-        ({"status": "done"}, r"rows\[1\] status must be one of optimal, slack, infeasible, got 'done'"),
+        ({"status": "done"}, r"rows\[1\] status must be one of optimal, near-optimal, slack, infeasible, got 'done'"),
         ({"reward": float("nan")}, r"rows\[1\] reward must be a number or None, got nan"),
         ({"reward": "7"}, r"rows\[1\] reward must be a number or None, got '7'"),
     ],

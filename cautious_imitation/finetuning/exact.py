@@ -23,7 +23,7 @@ from cautious_imitation.plausible_sets import PlausibleSet
 from cautious_imitation.regularizers import ExpectedBudget, Penalty, Regularizer
 
 Floats: TypeAlias = NDArray[np.float64]
-Status: TypeAlias = Literal["optimal", "slack", "penalty"]
+Status: TypeAlias = Literal["optimal", "near-optimal", "slack", "penalty"]
 
 _MAX_SWEEPS = 80
 
@@ -32,14 +32,14 @@ class BudgetInfeasible(ValueError):
     """No policy meets the budget.
 
     Attributes:
-        least_charge_nats: the smallest expected charge of any policy that keeps to the ask budget, infinite if none is
-            finite.
+        least_charge_nats: the smallest expected charge found of any policy that keeps to the ask budget, infinite if
+            none is finite; exact but for references of several balls.
     """
 
     def __init__(self, budget: ExpectedBudget, ask_budget: float | None, least_charge_nats: float) -> None:
         asks = "" if ask_budget is None else f" with at most {ask_budget} questions"
         super().__init__(
-            f"nats={budget.nats} is infeasible{asks}: the least expected charge of any policy is "
+            f"nats={budget.nats} is infeasible{asks}: the least expected charge found is "
             f"{least_charge_nats:.6g} nats an episode; raise the budget or let the policy ask"
         )
         self.least_charge_nats = least_charge_nats
@@ -70,7 +70,9 @@ class Solution:
 
     Attributes:
         policies: the mixture.
-        status: ``"optimal"`` (the budget binds), ``"slack"`` (it does not) or ``"penalty"`` (no budget was asked for).
+        status: ``"optimal"`` (the budget binds, and the duality gap is within the tolerance), ``"near-optimal"`` (the gap
+            is larger: the adversary of several balls is approximate), ``"slack"`` (the budget does not bind) or
+            ``"penalty"`` (no budget was asked for).
         multiplier: price of a nat in reward at the optimum.
         ask_price: price of a question, the ask budget's share included.
         reward: expected reward of an episode.
@@ -179,7 +181,8 @@ class ExactSolver:
             raise BudgetInfeasible(budget, limit, budget.nats + mix.missing)
         slack = mix.multiplier <= 0.0 and mix.extra <= 0.0
         at = Column(1.0, columns[-1].multiplier, price + mix.extra, bound, 0.0, 0.0, 0.0)
-        status: Status = "slack" if slack else "optimal"
+        closed = bound - mix.value <= 2 * self.tolerance * max(1.0, abs(mix.value))
+        status: Status = "slack" if slack else "optimal" if closed else "near-optimal"
         return self._solution(problem, columns, mix.weights, at, status, bound - mix.value, len(columns))
 
     @staticmethod

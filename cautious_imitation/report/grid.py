@@ -30,7 +30,7 @@ METRICS = (
     "empty_reply_share",
 )
 COLUMNS = (*SETTINGS, "seed", "status", *METRICS, "seconds")
-STATUSES = ("optimal", "slack", "infeasible")
+STATUSES = ("optimal", "near-optimal", "slack", "infeasible")
 _NUMBERS = ("n_demonstrations", "budget_nats", "horizon", "ask_price", "alpha", *METRICS, "seconds")
 
 
