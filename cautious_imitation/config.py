@@ -102,7 +102,7 @@ class CompareConfig(_Settings):
         world: the conversations.
         hypotheses: the class that both imitators learn.
         grids: grids by name; cells in several of them are computed once.
-        tolerance: largest duality gap of a solved cell, in units of reward.
+        tolerance: largest duality gap of a solved cell, relative to max(1, |value|).
 
     >>> CompareConfig.load("dialogue-acts", overrides=["grids.main.seeds=[1, 2]"]).grids["main"].seeds
     (1, 2)

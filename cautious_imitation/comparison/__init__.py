@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from cautious_imitation.comparison.run import Comparison, compare
+from cautious_imitation.comparison.results import Comparison
+from cautious_imitation.comparison.run import compare
 
 __all__ = ["Comparison", "compare"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cautious_imitation.config import Anchor, CompareConfig
+from cautious_imitation.config import CONTROLS, NEVER_ASKS, Anchor, CompareConfig
 from cautious_imitation.demonstrations import Demonstrations
 from cautious_imitation.environments.dialogue_acts import (
     N_ACTS,
@@ -31,10 +31,8 @@ from cautious_imitation.regularizers import ExpectedBudget, Penalty, Regularizer
 
 Row = dict[str, Any]
 
-_CONTROLS: frozenset[Anchor] = frozenset({"bayesian-asks-max-prob", "bayesian-asks-count", "bayesian-asks-random"})
-_LEARNS = frozenset({"bayesian", "cautious-pointwise", "cautious-minimax", *_CONTROLS})
-_NEVER_ASKS = frozenset({"none", "bayesian"})
-_SETS_NEED_ALPHA = frozenset({"cautious-pointwise", "cautious-minimax", *_CONTROLS})
+_CAUTIOUS: tuple[Anchor, ...] = ("cautious-pointwise", "cautious-minimax")
+_LEARNS = frozenset({"bayesian", *_CAUTIOUS, *CONTROLS})
 
 _MATCH_TOLERANCE = 0.002
 _MATCH_ROUNDS = 8
@@ -56,7 +54,10 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """Settings of one policy; None where a setting has no meaning for the anchor."""
+    """Settings of one policy; None where a setting has no meaning for the anchor.
+
+    Accounting is ``"free"`` unless the anchor is cautious: the others ask never, or where they are told to.
+    """
 
     anchor: Anchor
     log_inverse_alpha: float | None
@@ -65,7 +66,7 @@ class Cell:
     n_demonstrations: int | None
     deployment: str
     horizon: int
-    ask_price: float
+    ask_price: float | None
     seed: int | None
 
 
@@ -75,18 +76,17 @@ def cells(config: CompareConfig) -> Iterator[Cell]:
     for grid in config.grids.values():
         for anchor in grid.anchors:
             learns, budgeted = anchor in _LEARNS, anchor not in ("none", "always-ask")
-            accountings = grid.accountings if anchor.startswith("cautious") else grid.accountings[:1]
-            for accounting in accountings:
+            for accounting in grid.accountings if anchor in _CAUTIOUS else ("free",):
                 if anchor == "cautious-minimax" and accounting == "outcome":
-                    continue
+                    continue  # a set of several references has no ask probability that could be charged
                 for cell in (
                     Cell(anchor, level, accounting, budget, n, deployment, horizon, price, seed)
-                    for level in (grid.log_inverse_alphas if anchor in _SETS_NEED_ALPHA else (None,))
+                    for level in (grid.log_inverse_alphas if anchor in (*_CAUTIOUS, *CONTROLS) else (None,))
                     for n in (grid.n_demonstrations if learns else (None,))
                     for seed in (grid.seeds if learns else (None,))
                     for deployment in grid.deployments
                     for horizon in grid.horizons
-                    for price in grid.ask_prices
+                    for price in (grid.ask_prices if anchor not in NEVER_ASKS else (None,))
                     for budget in (grid.budgets_nats if budgeted else (None,))
                 ):
                     if cell not in seen:
@@ -108,7 +108,7 @@ class Experiment:
         self.solver = ExactSolver(config.tolerance)
         self.world = lru_cache(maxsize=16)(self._world)
         self.tree = lru_cache(maxsize=64)(self._tree)
-        self.minimax_ask_rate = lru_cache(maxsize=1024)(self._minimax_ask_rate)
+        self._ask_rates: dict[Cell, float] = {}
 
     def row(self, cell: Cell) -> Row:
         """Solve one cell and write it as a row of ``results.json``."""
@@ -127,6 +127,7 @@ class Experiment:
             least = error.least_charge_nats
             row.update(status="infeasible", least_charge_nats=least if math.isfinite(least) else None)
         else:
+            self._ask_rates[cell] = metrics.ask_rate
             row.update(status="optimal" if solution.status == "penalty" else solution.status)
             row.update({name: getattr(metrics, name) for name in METRICS}, duality_gap=solution.duality_gap)
             if cell.anchor == "none":
@@ -148,7 +149,7 @@ class Experiment:
         if cell.anchor == "always-ask":
             gate = np.ones(int(world.agent_turn.sum()))
         elif cell.anchor == "bayesian-asks-random":
-            gate = np.full(int(world.agent_turn.sum()), self.minimax_ask_rate(_as_minimax(cell)))
+            gate = np.full(int(world.agent_turn.sum()), self._minimax_ask_rate(cell))
         return self._optimise(cell, world, references, gate)
 
     def references(self, cell: Cell, world: FiniteWorld) -> PlausibleSet:
@@ -174,37 +175,52 @@ class Experiment:
         solution = self.solver.solve(
             world,
             references,
-            Regularizer(controller, accounting=accounting, ask_price=cell.ask_price),
+            Regularizer(controller, accounting=accounting, ask_price=cell.ask_price or 0.0),
             ask_probability=gate,
-            may_ask=cell.anchor not in _NEVER_ASKS,
+            may_ask=cell.anchor not in NEVER_ASKS,
         )
         return solution, evaluate(world, solution, references, accounting)
 
     def _matched(self, cell: Cell, world: FiniteWorld, references: PlausibleSet) -> tuple[Solution, Metrics]:
-        """A Bayesian anchor that has to ask where a score is low, as often as the minimax anchor asks."""
-        target = self.minimax_ask_rate(_as_minimax(cell))
+        """A Bayesian anchor that has to ask where a score is low, as often as the minimax anchor asks.
+
+        More places to ask mean more questions, though not evenly: the policy avoids or seeks them. So the share of
+        places is found by regula falsi; where the ask rate jumps past the target, the policies on both sides of the
+        jump are mixed, each followed for whole episodes, and both are within the budget.
+        """
+        target = self._minimax_ask_rate(cell)
         score = self._score(cell, world, references)
-        visits = np.ones(len(score))
-        found: list[tuple[float, Solution, Metrics]] = []
-        share = target
+        below = self._optimise(cell, world, references, np.zeros(len(score)))
+        visits = below[1].visits
+        above: tuple[Solution, Metrics] | None = None
+        low, high, share = (0.0, -target), (1.0, 1.0 - target), target
+        last = 0.0
         for _ in range(_MATCH_ROUNDS):
-            gate = _lowest(score, visits, share)
-            solution, metrics = self._optimise(cell, world, references, gate)
-            found.append((abs(metrics.ask_rate - target), solution, metrics))
-            if found[-1][0] <= _MATCH_TOLERANCE:
+            if min(target, 1.0 - target) <= _MATCH_TOLERANCE:
                 break
-            # The policy avoids or seeks the contexts where it must ask: aim again from where it went.
-            visits = 0.5 * (visits / visits.sum() + metrics.visits / metrics.visits.sum())
-            share = min(max(share + 0.7 * (target - metrics.ask_rate), 0.0), 1.0)
-        _, solution, metrics = min(found, key=lambda entry: entry[0])
-        return solution, metrics
+            found = self._optimise(cell, world, references, _lowest(score, visits, share))
+            miss = found[1].ask_rate - target
+            if abs(miss) <= _MATCH_TOLERANCE:
+                return found
+            # Where the same end moves twice, the other's miss counts half (Illinois rule), or the search would creep.
+            if miss < 0:
+                below, low, high = found, (share, miss), (high[0], high[1] / 2 if last < 0 else high[1])
+            else:
+                above, high, low = found, (share, miss), (low[0], low[1] / 2 if last > 0 else low[1])
+            last = miss
+            share = low[0] + (high[0] - low[0]) * -low[1] / (high[1] - low[1])
+        if above is None:
+            above = self._optimise(cell, world, references, np.ones(len(score)))
+        solution = _mixed(below, above, target)
+        return solution, evaluate(world, solution, references, "free")
 
     def _score(self, cell: Cell, world: FiniteWorld, references: PlausibleSet) -> NDArray[np.float64]:
         if cell.anchor == "bayesian-asks-max-prob":
             return np.asarray(references.minimum().max(axis=-1))
-        assert cell.n_demonstrations is not None and cell.seed is not None
+        assert cell.n_demonstrations is not None
+        assert cell.seed is not None
         counts = self.tree(cell.n_demonstrations, cell.seed).path_counts(world.contexts[world.agent_turn])
-        return counts[:, -1].sum(axis=-1).astype(np.float64)
+        return np.asarray(counts[:, -1].sum(axis=-1), dtype=np.float64)
 
     def _world(self, deployment: Any, horizon: int) -> FiniteWorld:
         return dialogue_acts_world(self.chats, deployment, horizon, self.config.world.depth)
@@ -224,11 +240,31 @@ class Experiment:
         ).fit(chats)
 
     def _minimax_ask_rate(self, cell: Cell) -> float:
-        return self.solve(cell)[1].ask_rate
+        """How often the minimax anchor asks at the settings of ``cell``."""
+        minimax = replace(cell, anchor="cautious-minimax")
+        if minimax not in self._ask_rates:
+            self._ask_rates[minimax] = self.solve(minimax)[1].ask_rate
+        return self._ask_rates[minimax]
 
 
-def _as_minimax(cell: Cell) -> Cell:
-    return Cell(**{**asdict(cell), "anchor": "cautious-minimax"})
+def _mixed(below: tuple[Solution, Metrics], above: tuple[Solution, Metrics], ask_rate: float) -> Solution:
+    """The policies of two solutions, one of the two drawn before each episode, so that the ask rate is ``ask_rate``."""
+    short, over = (m.asks_per_episode - ask_rate * float(m.visits.sum()) for _, m in (below, above))
+    share = short / (short - over) if short != over else 0.0
+    parts = [(weight, solution) for weight, (solution, _) in ((1 - share, below), (share, above)) if weight > 0]
+
+    def mean(name: str) -> float:
+        return math.fsum(weight * getattr(solution, name) for weight, solution in parts)
+
+    return replace(
+        parts[0][1],
+        policies=tuple(replace(p, weight=weight * p.weight) for weight, solution in parts for p in solution.policies),
+        reward=mean("reward"),
+        charge_nats=mean("charge_nats"),
+        asks=mean("asks"),
+        duality_gap=mean("duality_gap"),
+        sweeps=sum(solution.sweeps for _, solution in parts),
+    )
 
 
 def _lowest(score: NDArray[np.float64], weight: NDArray[np.float64], share: float) -> NDArray[np.float64]:

@@ -1,62 +1,29 @@
-"""Runs the grid in parallel, keeps what is done, and writes results that can be read by people and programs."""
+"""Runs the grid in parallel and keeps what is done."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from os import PathLike
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cautious_imitation import __version__
-from cautious_imitation.atomic_files import write_text
 from cautious_imitation.comparison.cells import Cell, Experiment, Row, cells
 from cautious_imitation.comparison.episodes import sample_episode
-from cautious_imitation.config import CompareConfig
-from cautious_imitation.report import write_report
+from cautious_imitation.comparison.results import FILES, Comparison
+from cautious_imitation.comparison.run_folder import RunFolder
+from cautious_imitation.config import CONTROLS, CompareConfig
 
-SCHEMA = 1
-_PARTIAL = "cells.jsonl"
-_SETTINGS = "settings.json"
 _SHOWN = ("bayesian", "cautious-pointwise", "cautious-minimax")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Results of a comparison.
-
-    Attributes:
-        rows: one dict a cell, in the order of the grid; keys as in ``results.json``.
-        episodes: one sampled episode of each main anchor at one setting.
-        settings: what was compared, with the provenance of the data.
-    """
-
-    rows: list[Row]
-    episodes: list[dict[str, Any]]
-    settings: dict[str, Any]
-
-    def to_json(self) -> str:
-        """``{"schema": 1, "rows": [...]}``, as in ``results.json``."""
-        return json.dumps({"schema": SCHEMA, "rows": self.rows}, indent=1) + "\n"
-
-    def save(self, folder: str | PathLike[str]) -> dict[str, Path]:
-        """Write ``results.json``, ``episodes.json`` and ``report.html``; returns their paths by name."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = {name: folder / name for name in ("results.json", "episodes.json", "report.html")}
-        write_text(paths["results.json"], self.to_json())
-        write_text(paths["episodes.json"], json.dumps(self.episodes) + "\n")
-        write_report(paths["report.html"], self.rows, self.episodes, self.settings)
-        return paths
+_Advance: TypeAlias = Callable[[], None]
 
 
 def compare(
@@ -69,49 +36,79 @@ def compare(
 
     Args:
         config: what to compare; default the preset ``dialogue-acts``.
-        out: folder for results; every finished cell is kept there at once, so that a killed run goes on where it was.
-            None keeps nothing.
+        out: folder for results; every finished cell is kept there at once, so that a run that was stopped goes on where
+            it was. None keeps nothing.
         jobs: how many cells are solved at the same time; default one a core. Results do not depend on it.
-        console: where to show a progress bar; None shows none.
+        console: where to show progress; None shows none.
 
     Raises:
-        ValueError: if ``out`` holds the results of another comparison, ``jobs`` is below 1, or the demonstrations are
-            unusable.
+        ValueError: if ``out`` holds the results of another comparison or is in use, ``jobs`` is below 1, the grids hold
+            no cell, or the demonstrations are unusable; ``out`` is left as it was then.
 
-    >>> config = CompareConfig.load(overrides=["grids={small: {horizons: [8], budgets_nats: [1], deployments: [same]}}"])
-    >>> [row["anchor"] for row in compare(config).rows]
+    >>> small = "grids={small: {horizons: [8], budgets_nats: [1], deployments: [same], n_demonstrations: [1000]}}"
+    >>> [row["anchor"] for row in compare(CompareConfig.load(overrides=[small])).rows]
     ['none', 'bayesian', 'cautious-pointwise', 'cautious-minimax', 'demonstrator']
     """
-    config = config if config is not None else CompareConfig.load()
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}; it is how many cells are solved at the same time")
-    folder = None if out is None else Path(out)
+    config = config if config is not None else CompareConfig.load()
     todo = list(cells(config))
+    if not todo:
+        raise ValueError("grids must hold at least one cell, got none; name at least one anchor in some grid")
     experiment = Experiment(config)
     settings = _settings(config, experiment)
-    done = {} if folder is None else _resume(folder, settings)
-    for deployment in dict.fromkeys(cell.deployment for cell in todo):
-        experiment.world(deployment, 64)
-    missing = [cell for cell in todo if _key(cell) not in done]
-    # Threads: the work is in compiled code that runs outside the interpreter's lock, and worlds are shared.
-    work = Parallel(n_jobs=jobs or os.cpu_count(), prefer="threads", return_as="generator_unordered")
-    with _progress(console, len(todo), len(todo) - len(missing)) as advance, _journal(folder) as keep:
-        for cell, row in work(delayed(_solve)(experiment, cell) for cell in _longest_first(missing)):
-            done[_key(cell)] = row
-            keep({"cell": _key(cell), "row": row})
-            advance()
-    comparison = Comparison([done[_key(cell)] for cell in todo], _episodes(experiment, todo), settings)
-    if folder is not None:
-        comparison.save(folder)
+    if out is None:
+        return Comparison(_solve_all(experiment, todo, jobs, console), _episodes(experiment, todo), settings)
+    with RunFolder(out, settings) as folder:
+        rows = _solve_all(experiment, todo, jobs, console, folder)
+        before = _finished(folder, rows)
+        if before is not None:
+            return before
+        comparison = Comparison(rows, _episodes(experiment, todo), settings)
+        comparison.save(folder.path)
     return comparison
+
+
+def _finished(folder: RunFolder, rows: list[Row]) -> Comparison | None:
+    """What an earlier run wrote, if nothing is missing from it."""
+    if not all((folder.path / name).exists() for name in FILES):
+        return None
+    try:
+        before = Comparison.load(folder.path)
+    except ValueError:
+        return None
+    return before if before.rows == rows else None
+
+
+def _solve_all(
+    experiment: Experiment, todo: list[Cell], jobs: int | None, console: Console | None, folder: RunFolder | None = None
+) -> list[Row]:
+    """Rows of all cells, in their order; those that ``folder`` has are not solved again."""
+    done = {} if folder is None else folder.rows
+    missing = sorted((cell for cell in todo if _key(cell) not in done), key=_order)
+    for deployment in dict.fromkeys(cell.deployment for cell in missing):
+        experiment.world(deployment, 64)
+    # Threads: the work is in compiled code that runs outside the interpreter's lock, and worlds are shared.
+    work = Parallel(
+        n_jobs=min(jobs or cpu_count(), len(missing) or 1), prefer="threads", return_as="generator_unordered"
+    )
+    with _progress(console, len(todo), len(todo) - len(missing)) as advance:
+        for cell, row in work(delayed(_solve)(experiment, cell) for cell in missing):
+            if folder is None:
+                done[_key(cell)] = row
+            else:
+                folder.keep(_key(cell), row)
+            advance()
+    return [done[_key(cell)] for cell in todo]
 
 
 def _solve(experiment: Experiment, cell: Cell) -> tuple[Cell, Row]:
     return cell, experiment.row(cell)
 
 
-def _longest_first(todo: list[Cell]) -> list[Cell]:
-    return sorted(todo, key=lambda cell: (-cell.horizon, not cell.anchor.startswith("bayesian-asks")))
+def _order(cell: Cell) -> tuple[int, int]:
+    """Long ones first, so that no core is left with one; the controls after the anchor whose questions they match."""
+    return -cell.horizon, (cell.anchor in CONTROLS) - (cell.anchor == "cautious-minimax")
 
 
 def _key(cell: Cell) -> str:
@@ -129,7 +126,7 @@ def _settings(config: CompareConfig, experiment: Experiment) -> dict[str, Any]:
         "demonstrator's acts": chats.n_learned(),
         "conversations' SHA-256": _digest(chats.sequences),
         "version": __version__,
-        "config": json.loads(config.model_dump_json(exclude={"world": {"demonstrations"}})),
+        "config": config.model_dump(mode="json", exclude={"world": {"demonstrations"}}),
     }
 
 
@@ -140,50 +137,11 @@ def _digest(sequences: tuple[np.ndarray, ...]) -> str:
     return hashed.hexdigest()
 
 
-def _resume(folder: Path, settings: dict[str, Any]) -> dict[str, Row]:
-    """Rows that an earlier run of the same comparison left in ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / _SETTINGS
-    if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != settings:
-            raise ValueError(
-                f"out={str(folder)!r} holds another comparison's results; choose another folder or remove it"
-            )
-    elif any((folder / name).exists() for name in (_PARTIAL, "results.json")):
-        raise ValueError(f"out={str(folder)!r} holds results without {_SETTINGS}; choose another folder or remove it")
-    else:
-        write_text(path, json.dumps(settings, indent=1) + "\n")
-    done: dict[str, Row] = {}
-    journal = folder / _PARTIAL
-    if journal.exists():
-        whole, _, torn = journal.read_text(encoding="utf-8").rpartition("\n")
-        for line in whole.splitlines():
-            entry = json.loads(line)
-            done[entry["cell"]] = entry["row"]
-        if torn:
-            write_text(journal, whole + "\n" if whole else "")
-    return done
-
-
 @contextmanager
-def _journal(folder: Path | None) -> Iterator[Any]:
-    """A function that appends one finished cell to the journal; a line that was cut short is dropped on resume."""
-    if folder is None:
-        yield lambda entry: None
-        return
-    with (folder / _PARTIAL).open("a", encoding="utf-8") as file:
-
-        def keep(entry: dict[str, Any]) -> None:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-
-        yield keep
-
-
-@contextmanager
-def _progress(console: Console | None, total: int, done: int) -> Iterator[Any]:
-    if console is None:
-        yield lambda: None
+def _progress(console: Console | None, total: int, done: int) -> Iterator[_Advance]:
+    """A function to call for every cell that is done; a bar in a terminal, else a line every tenth of the way."""
+    if console is None or not console.is_terminal:
+        yield _lines(console, total, done)
         return
     columns = (
         TextColumn("solving cells"),
@@ -195,6 +153,16 @@ def _progress(console: Console | None, total: int, done: int) -> Iterator[Any]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("cells", total=total, completed=done)
         yield lambda: bar.advance(task)
+
+
+def _lines(console: Console | None, total: int, done: int) -> _Advance:
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if console is not None and done * 10 // total > (done - 1) * 10 // total:
+            console.print(f"solved {done} of {total} cells", highlight=False)
+
+    return advance
 
 
 def _episodes(experiment: Experiment, todo: list[Cell]) -> list[dict[str, Any]]:

@@ -103,7 +103,7 @@ class ExactSolver:
     sides meets the budget exactly.
 
     Args:
-        tolerance: largest duality gap, in units of reward.
+        tolerance: largest duality gap, relative to max(1, |value|), where value is reward less asking costs.
 
     Source: docs/theory.md, "Exact optimisation".
     """
