@@ -34,7 +34,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         for budget in BUDGETS:
             for anchor in ANCHORS:
                 setting = {**SETTING, "deployment": deployment, "budget_nats": budget, "anchor": anchor}
-                cell = [row for row in rows if all(row[key] == value for key, value in setting.items())]
+                # None where a setting means nothing to the anchor.
+                cell = [row for row in rows if all(row[key] in (value, None) for key, value in setting.items())]
                 if not cell:
                     raise ValueError(f"results hold no row with {setting}; run the default comparison first")
                 kl, reward, asks, empty = (sum(row[key] for row in cell) / len(cell) for key in METRICS)

@@ -21,6 +21,7 @@ from cautious_imitation.comparison.episodes import sample_episode
 from cautious_imitation.comparison.results import FILES, Comparison
 from cautious_imitation.comparison.run_folder import RunFolder
 from cautious_imitation.config import CONTROLS, CompareConfig
+from cautious_imitation.finetuning.compilation import compiling_ahead
 
 _SHOWN = ("bayesian", "cautious-pointwise", "cautious-minimax")
 _Advance: TypeAlias = Callable[[], None]
@@ -86,8 +87,10 @@ def _solve_all(
     """Rows of all cells, in their order; those that ``folder`` has are not solved again."""
     done = {} if folder is None else folder.rows
     missing = sorted((cell for cell in todo if _key(cell) not in done), key=_order)
-    for deployment in dict.fromkeys(cell.deployment for cell in missing):
-        experiment.world(deployment, 64)
+    if missing:
+        with compiling_ahead():
+            for deployment in dict.fromkeys(cell.deployment for cell in missing):
+                experiment.world(deployment, 64)
     # Threads: the work is in compiled code that runs outside the interpreter's lock, and worlds are shared.
     work = Parallel(
         n_jobs=min(jobs or cpu_count(), len(missing) or 1), prefer="threads", return_as="generator_unordered"

@@ -70,8 +70,8 @@ class Solution:
 
     Attributes:
         policies: the mixture.
-        status: ``"optimal"`` (the budget binds, and the duality gap is within the tolerance), ``"near-optimal"`` (the gap
-            is larger: the adversary of several balls is approximate), ``"slack"`` (the budget does not bind) or
+        status: ``"optimal"`` (the budget binds, and the duality gap is within the tolerance), ``"near-optimal"`` (the
+            gap is larger: the adversary of several balls is approximate), ``"slack"`` (the budget does not bind) or
             ``"penalty"`` (no budget was asked for).
         multiplier: price of a nat in reward at the optimum.
         ask_price: price of a question, the ask budget's share included.
