@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cautious_imitation.certificates import Certificate
-    from cautious_imitation.comparison import Comparison, compare
+    from cautious_imitation.comparison.results import Comparison
+    from cautious_imitation.comparison.run import compare
     from cautious_imitation.config import CompareConfig
     from cautious_imitation.demonstrations import Demonstrations
     from cautious_imitation.finetuning.exact import ExactSolver
@@ -57,7 +58,7 @@ _HOME = {
     "CautiousImitator": "imitators",
     "Certificate": "certificates",
     "CompareConfig": "config",
-    "Comparison": "comparison",
+    "Comparison": "comparison.results",
     "ContextTree": "hypotheses.context_tree",
     "Demonstrations": "demonstrations",
     "ExactSolver": "finetuning.exact",
@@ -67,7 +68,7 @@ _HOME = {
     "Prediction": "types",
     "Query": "types",
     "Regularizer": "regularizers",
-    "compare": "comparison",
+    "compare": "comparison.run",
     "finetune": "finetuning.harness",
 }
 

@@ -255,6 +255,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def heed_interrupts() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so does what they start; a run that people start does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(config: CompareConfig, folder: Path) -> subprocess.Popen[str]:
     """A real run in a process of its own, some way into its cells."""
     settings = folder.with_suffix(".yaml")
@@ -266,6 +271,7 @@ def start(config: CompareConfig, folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        preexec_fn=heed_interrupts if os.name == "posix" else None,
     )
     journal = folder / "cells.jsonl"
     while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
