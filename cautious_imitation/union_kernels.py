@@ -23,8 +23,8 @@ Ints = NDArray[np.int64]
 MAX_CUTS = 24
 """Worst cases kept while refining one response."""
 
-_SADDLE_TOLERANCE = 1e-10
-_MAX_ROUNDS, _MAX_ROUNDS_BALLS = 24, 4
+_SADDLE_TOLERANCE, _BALL_TOLERANCE = 1e-10, 1e-7
+_MAX_ROUNDS, _MAX_ROUNDS_BALLS = 24, 3
 _MAX_TRANSFERS = 200
 
 
@@ -74,10 +74,13 @@ def union_worst_kl(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _mixture_of_cuts(gain: Floats, cuts: Floats, n_cuts: np.int64, u: Floats, pi: Floats, means: Floats) -> float:
+def _mixture_of_cuts(
+    gain: Floats, cuts: Floats, n_cuts: np.int64, u: Floats, pi: Floats, means: Floats, tolerance: float
+) -> float:
     """Minimise log sum_a exp(gain_a + sum_j u_j cuts_ja) over the simplex of u; returns the minimum, fills ``pi``.
 
-    Weight moves between the pair of cuts that is farthest from optimal, by an exact line search each time.
+    Weight moves between the pair of cuts that is farthest from optimal, by an exact line search each time, until no
+    pair promises more than ``tolerance`` nats for each unit of weight.
     """
     n = gain.shape[0]
     logits = np.empty(n)
@@ -100,7 +103,7 @@ def _mixture_of_cuts(gain: Floats, cuts: Floats, n_cuts: np.int64, u: Floats, pi
                 take = j
             if u[j] > 0.0 and (give < 0 or means[j] > means[give]):
                 give = j
-        if means[give] - means[take] <= 0.1 * _SADDLE_TOLERANCE:
+        if means[give] - means[take] <= tolerance:
             break
         low, high, step = 0.0, u[give], 0.0
         for _ in range(60):
@@ -123,7 +126,7 @@ def _mixture_of_cuts(gain: Floats, cuts: Floats, n_cuts: np.int64, u: Floats, pi
             after = step - slope / curvature if curvature > 0.0 else 0.5 * (low + high)
             if not (after > low and after < high):
                 after = high if (slope < 0.0 and step < high and low == 0.0 and step == 0.0) else 0.5 * (low + high)
-            if abs(after - step) <= 1e-15 or abs(slope) <= 1e-14:
+            if abs(after - step) <= 1e-15 or abs(slope) <= 1e-3 * tolerance:
                 break
             step = after
         if step >= u[give]:
@@ -225,8 +228,9 @@ def union_best_response(
     u[0], n_cuts = 1.0, np.int64(2)
     top, top_charge = _dot(pi, gain) - honest, honest
     answer = pi.copy()
+    tolerance = _BALL_TOLERANCE if balls else 0.1 * _SADDLE_TOLERANCE
     for _ in range(_MAX_ROUNDS_BALLS if balls else _MAX_ROUNDS):
-        best = min(best, _mixture_of_cuts(gain, cuts, n_cuts, u, pi, means))
+        best = min(best, _mixture_of_cuts(gain, cuts, n_cuts, u, pi, means, tolerance))
         honest = union_worst_kl(log_p, p, radii, plausible, pi, ratio, theta, trial)
         reached = _dot(pi, gain) - honest
         if reached > top:
