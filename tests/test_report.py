@@ -281,6 +281,20 @@ def test_what_caution_costs_is_counted_from_the_rows() -> None:
     assert asking_findings(equal_asking(grid)) == ["Beside “Bayesian, asks at random”, minimax was closer in 1 of 1."]
 
 
+def test_anchors_are_compared_at_the_same_price_of_a_question() -> None:
+    asked = {"cautious-pointwise": {0.01: 0.5, 0.2: 0.3}, "cautious-minimax": {0.01: 0.4, 0.2: 0.2}}
+    rows = [
+        row(anchor, 2.0, 1.0, ask_price=price_of_one, ask_rate=rate)
+        for anchor, rates in asked.items()
+        for price_of_one, rate in rates.items()
+    ]
+    rows.append(row("bayesian", 2.0, 1.0, ask_price=None, ask_rate=0.0, reward=9.0))
+    grid = Grid(rows)
+    questions, reward, *_ = price(grid, equal_reward(grid), equal_asking(grid))
+    assert questions.endswith("on 30 % of its steps on average, pointwise on 40 %; minimax less in all 2 settings.")
+    assert "in all 2 settings" in reward
+
+
 def test_questions_by_demonstrations_and_the_dearest_episode() -> None:
     rows = [row("cautious-minimax", 2.0, 1.0, n_demonstrations=n, ask_rate=a) for n, a in ((100, 0.5), (1000, 0.2))]
     (sentence,) = asking_by_demonstrations(Grid(rows))

@@ -12,10 +12,19 @@ from cautious_imitation.report.wording import count_of, listed, nats, percent, s
 
 
 def _pairs(grid: Grid, first: str, second: str) -> list[tuple[Row, Row]]:
-    keys = ("deployment", "n_demonstrations", "budget_nats", "horizon", "seed")
-    partners = {tuple(row[key] for key in keys): row for row in grid.rows_of(second)}
-    pairs = ((row, partners.get(tuple(row[key] for key in keys))) for row in grid.rows_of(first))
-    return [(row, partner) for row, partner in pairs if partner is not None and row["budget_nats"] is not None]
+    """Rows of two anchors at the same setting; what means nothing to one of them (None) cannot differ."""
+    always = ("deployment", "n_demonstrations", "budget_nats", "horizon", "seed")
+    partners: dict[tuple[object, ...], list[Row]] = {}
+    for row in grid.rows_of(second):
+        partners.setdefault(tuple(row[key] for key in always), []).append(row)
+    pairs = []
+    for row in grid.rows_of(first):
+        for partner in partners.get(tuple(row[key] for key in always), []):
+            agree = all(row[key] == partner[key] or None in (row[key], partner[key]) for key in ("ask_price", "alpha"))
+            if agree and row["budget_nats"] is not None:
+                pairs.append((row, partner))
+                break
+    return pairs
 
 
 def _mean(values: Sequence[float]) -> float:
