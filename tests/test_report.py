@@ -441,7 +441,10 @@ def test_choosing_by_lot_between_two_policies_is_at_most_as_far_as_the_interpola
 def test_figures_of_any_single_anchor_are_drawn(anchor: str, draw: object) -> None:
     budget = None if anchor in ("none", "demonstrator", "always-ask") else 2.0
     svg = inline_svg(draw([row(anchor, budget, 0.0, deployment="elsewhere")]), "x", "words")  # type: ignore[operator]
-    ElementTree.fromstring(svg)
+    root = ElementTree.fromstring(svg)
+    assert root.tag.rpartition("}")[2] == "svg"
+    assert "words" in "".join(root.itertext()) + " ".join(root.attrib.values())
+    assert sum(element.tag.rpartition("}")[2] == "path" for element in root.iter()) > 1
 
 
 def test_page_stands_with_nothing_but_infeasible_rows_and_no_episodes() -> None:
