@@ -7,7 +7,7 @@ alphabets: its bits, with trees of depth 16, and its characters as 105 classes (
 that never occur), with trees of depth 4. What is timed:
 
 - ``ContextTree``, kt and profile leaves: the mixture, the plausible minimum at log(1/alpha) = 5 and the update, with
-  full vectors of log-probabilities, one sequence for every 65,536 symbols.
+  full vectors of log-probabilities, the whole text as one sequence, taken in blocks of 4,096 symbols.
 - ``bayesml.contexttree``: the same mixture and update, without a minimum, on the beginning of the same text. Its trees
   are smaller there, so the ratio flatters it. The last column is the difference of the two log-losses there.
 - ``vlmc``: its best tree of the whole text in one batch, no predictions; for information only.
@@ -35,7 +35,7 @@ from vlmc import VLMC
 from cautious_imitation.hypotheses.context_tree import ContextTree, Leaf
 
 ALPHA = exp(-5)
-PIECE = 1 << 16
+BLOCK = 1 << 12
 FIRST_CLASS = 22
 
 
@@ -86,8 +86,8 @@ def online(alphabet: Alphabet, text: NDArray[np.int64], leaf: Leaf) -> ContextTr
     """Predict and learn every symbol of ``text`` in turn."""
     v = alphabet.n_symbols
     tree = ContextTree(v, alphabet.depth, n_context_symbols=v, start_symbol=0, leaf=leaf)
-    for start in range(0, len(text), PIECE):
-        tree.prequential(text[start : start + PIECE], ALPHA)
+    for start in range(0, len(text), BLOCK):
+        tree.prequential(text[start : start + BLOCK], ALPHA, context=text[max(start - alphabet.depth, 0) : start])
     return tree
 
 
@@ -122,7 +122,7 @@ def rates(runs: dict[str, tuple[int, Callable[[], object]]], repeats: int) -> di
 
 def measure(alphabet: Alphabet, bayesml_symbols: int, repeats: int) -> list[Figure]:
     """All figures of one alphabet."""
-    beginning = alphabet.text[: min(bayesml_symbols, PIECE)]
+    beginning = alphabet.text[:bayesml_symbols]
     difference = abs(online(alphabet, beginning, "kt").log_loss_nats - online_with_bayesml(alphabet, beginning))
     online(alphabet, beginning, "profile")
     size, name = len(alphabet.text), alphabet.name

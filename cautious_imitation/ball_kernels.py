@@ -10,12 +10,14 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cautious_imitation.vector_math import exps, padded
+from cautious_imitation.vector_math import padded, vector_exp, vector_log
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _MAX_STEPS = 200
+_STEP = 1e-10
+"""Newton's last step: its error is about the square of it."""
+_TINY = 1e-300
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
@@ -42,7 +44,7 @@ def least_probability(p: float, radius: float) -> float:
         excess = p * (log_p - log_q) + rest - (1.0 - p) * np.log1p(-q) - radius
         step = excess / (p - (1.0 - p) * q / (1.0 - q))
         log_q += step
-        if abs(step) <= 1e-9:
+        if abs(step) <= _STEP:
             break
     return min(float(np.exp(log_q)), p)
 
@@ -58,11 +60,24 @@ def _guard(x: float, newton: float, low: float, high: float) -> float:
     return newton if low < newton < low + reach else low + reach
 
 
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True, fastmath={"reassoc", "contract"})
+def _gap_sums(gaps: Floats, p: Floats, n: int, t: float, u: float) -> tuple[float, float]:
+    """Sums of ``p log(t + gap)`` and ``p t / (t + gap)`` of the first ``n`` values, t = e^u, which may underflow."""
+    mean_log, share = 0.0, 0.0
+    for a in range(n):
+        open_gap = gaps[a] > 0.0
+        moved = t + gaps[a] if open_gap else 1.0
+        mean_log += p[a] * (vector_log(moved) if open_gap else u)
+        share += p[a] * (t / moved if open_gap else 1.0)
+    return mean_log, share
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def worst_kl_ball(log_p: Floats, p: Floats, radius: float, pi: Floats, ratio: Floats, theta: Floats) -> float:
-    """max KL(pi || theta) over the ball, in nats; ``ratio [V]`` is scratch, ``theta [V]`` gets the maximiser's log.
+    """max KL(pi || theta) over the ball, in nats; ``theta`` gets the maximiser's log.
 
     With mu > max pi/p the maximiser is theta = (mu p - pi)/(mu - 1); t = mu - max pi/p is solved for in log t.
+    ``theta`` and ``ratio``, which is scratch, have room for ``padded(V)`` values.
     """
     n = p.shape[0]
     if radius <= 0.0:
@@ -90,33 +105,25 @@ def worst_kl_ball(log_p: Floats, p: Floats, radius: float, pi: Floats, ratio: Fl
             theta[a] = log_p[a] - radius
         return radius
     # KL(p || theta) = log(t + edge) - sum_a p_a log(t + gap_a), gap_a = top - ratio_a, decreasing in t.
-    mass_at_top, spread = 0.0, 0.0
-    limit = np.log(edge)
+    spread = 0.0
     for a in range(n):
-        gap = top - ratio[a]
         spread += p[a] * (ratio[a] - 1.0) * (ratio[a] - 1.0)
-        if gap <= 0.0:
-            mass_at_top += p[a]
-        elif p[a] > 0.0:
-            limit -= p[a] * np.log(gap)
+    # From here on ``ratio`` holds the gaps and ``theta`` the centre, both padded.
+    for a in range(padded(n)):
+        ratio[a] = top - ratio[a] if a < n else 1.0
+        theta[a] = p[a] if a < n else 0.0
     # Two exact limits to start from: t small against every gap, and t large against every ratio.
-    u = (limit - radius) / mass_at_top
-    if u > np.log(edge):
+    log_edge = np.log(edge)
+    mean_log, mass_at_top = _gap_sums(ratio, theta, padded(n), 0.0, 0.0)
+    u = (log_edge - mean_log - radius) / mass_at_top
+    if u > log_edge:
         u = 0.5 * np.log(spread / (2.0 * radius))
     low, high = -np.inf, np.inf
     for _ in range(_MAX_STEPS):
         t = np.exp(u)
-        excess = (np.log(t + edge) if u > -700.0 else np.log(edge)) - radius
-        slope = t / (t + edge)
-        for a in range(n):
-            if p[a] > 0.0:
-                gap = top - ratio[a]
-                if gap <= 0.0:
-                    excess -= p[a] * u
-                    slope -= p[a]
-                else:
-                    excess -= p[a] * np.log(t + gap)
-                    slope -= p[a] * t / (t + gap)
+        mean_log, share = _gap_sums(ratio, theta, padded(n), t, u)
+        excess = np.log(t + edge) - mean_log - radius
+        slope = t / (t + edge) - share
         if excess > 0.0:
             low = u
         else:
@@ -124,22 +131,24 @@ def worst_kl_ball(log_p: Floats, p: Floats, radius: float, pi: Floats, ratio: Fl
         after = _guard(u, u - excess / slope if slope < 0.0 else np.nan, low, high)
         moved = abs(after - u)
         u = after
-        if moved <= 1e-15 * (1.0 + abs(u)) or high - low <= 1e-15 * (1.0 + abs(u)):
+        if moved <= _STEP * (1.0 + abs(u)):
             break
     t = np.exp(u)
+    for a in range(padded(n)):
+        gap = ratio[a]
+        theta[a] = vector_log(t + gap) if gap > 0.0 else u
     scale = np.log(t + edge)
     total = 0.0
     for a in range(n):
-        gap = top - ratio[a]
-        theta[a] = log_p[a] + (u if gap <= 0.0 else np.log(t + gap)) - scale
-        if pi[a] > 0.0:
-            total += pi[a] * (np.log(pi[a]) - theta[a])
+        theta[a] += log_p[a] - scale
+        charged = pi[a] * (vector_log(max(pi[a], _TINY)) - theta[a])
+        total += charged if pi[a] > 0.0 else 0.0
     return total
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def best_response_point(
-    log_p: Floats, gain: Floats, pi: Floats, logits: Floats, weights: Floats, bits: Ints
+    log_p: Floats, gain: Floats, pi: Floats, logits: Floats, weights: Floats
 ) -> tuple[float, float]:
     """max_pi [pi.gain - KL(pi || p)] for one (sub-)distribution; returns ``(value, charge in nats)`` and fills ``pi``.
 
@@ -148,21 +157,38 @@ def best_response_point(
     n, best = log_p.shape[0], -np.inf
     for a in range(n):
         logits[a] = gain[a] + log_p[a]
-    for a in range(n):
-        best = max(best, logits[a])
+        best = logits[a] if logits[a] > best else best
     if best == -np.inf:
         return -np.inf, np.inf
-    for a in range(n):
-        logits[a] -= best
-    exps(logits, padded(n), weights, bits, bits.view(np.float64))
+    for a in range(padded(n)):
+        weights[a] = vector_exp(logits[a] - best)
     total, mean = 0.0, 0.0
     for a in range(n):
+        gained = weights[a] * gain[a]
         total += weights[a]
-        mean += weights[a] * gain[a] if weights[a] > 0.0 else 0.0
-    value, scale = best + np.log(total), 1.0 / total
+        mean += gained if weights[a] > 0.0 else 0.0
+    value, scale = best + vector_log(total), 1.0 / total
     for a in range(n):
         pi[a] = weights[a] * scale
     return value, max(mean * scale - value, 0.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True, fastmath={"reassoc", "contract"})
+def _adversary_sums(gain: Floats, p: Floats, n: int, v: float) -> tuple[float, float, float, float]:
+    """Sums over theta proportional to p share, share = e^v / (e^gain + e^v), of the first ``n`` values.
+
+    Returns those of ``-p log share``, ``p share``, ``p (1 - share)`` and ``p share^2``.
+    """
+    spread, under, over, moment = 0.0, 0.0, 0.0, 0.0
+    for a in range(n):
+        x = gain[a] - v
+        e = vector_exp(x)
+        share = 1.0 / (1.0 + e)
+        spread += p[a] * (x if x > 40.0 else vector_log(1.0 + e))
+        under += p[a] * share
+        over += p[a] * (e * share)
+        moment += p[a] * (share * share)
+    return spread, under, over, moment
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -176,20 +202,19 @@ def best_response_ball(
     nu: Floats,
     logits: Floats,
     weights: Floats,
-    bits: Ints,
 ) -> tuple[float, float, float]:
     """max_pi min_theta [pi.gain - KL(pi || theta)] over one ball of finite radius; ``gain`` is Q / multiplier.
 
     ``gain`` must be at most 0 and 0 at its best allowed action; ``-inf`` forbids an action. Writes the policy to ``pi``
     and the log of the adversary's theta to ``nu``. Returns ``(value, charge in nats, log eta)``; ``start`` is a guess
     for log eta (theta is proportional to p / (e^gain + eta)). Value ``-inf``: no allowed action has support.
-    ``logits``, ``weights`` and ``bits`` are scratch with room for ``padded(V)`` values, finite in the first two.
+    ``logits`` and ``weights`` are scratch with room for ``padded(V)`` finite values.
     """
     n = p.shape[0]
     if radius <= 0.0:
         for a in range(n):
             nu[a] = log_p[a]
-        value, charge = best_response_point(log_p, gain, pi, logits, weights, bits)
+        value, charge = best_response_point(log_p, gain, pi, logits, weights)
         return value, charge, start
     mean, smallest, reachable = 0.0, 0.0, False
     for a in range(n):
@@ -201,12 +226,12 @@ def best_response_ball(
         for a in range(n):
             pi[a] = 0.0
         return -np.inf, np.inf, start
+    for a in range(n):
+        logits[a], weights[a] = gain[a], p[a]
+    for a in range(n, padded(n)):
+        logits[a], weights[a] = 0.0, 0.0
     if smallest > -np.inf:
-        inverse = 0.0
-        for a in range(n):
-            if p[a] > 0.0:
-                inverse += p[a] * np.exp(smallest - gain[a])
-        log_inverse = np.log(inverse) - smallest
+        log_inverse = np.log(_mean_inverse(logits, weights, padded(n), smallest)) - smallest
         if radius >= mean + log_inverse:
             # Imitating the centre is optimal; theta = (p / w) / sum(p / w), spread until the radius is used up.
             for a in range(n):
@@ -214,44 +239,40 @@ def best_response_ball(
                 nu[a] = log_p[a] - radius
             return mean - radius, radius, start
     v, low, high = start, -np.inf, np.inf
-    under, over, moment = 0.0, 0.0, 0.0
     for _ in range(_MAX_STEPS):
-        excess, under, over, moment = -radius, 0.0, 0.0, 0.0
-        for a in range(n):
-            if p[a] > 0.0:
-                x = gain[a] - v
-                if x > 0.0:
-                    e = np.exp(-x)
-                    share = e / (1.0 + e)
-                    excess += p[a] * (x + np.log1p(e))
-                    over += p[a] / (1.0 + e)
-                else:
-                    e = np.exp(x)
-                    share = 1.0 / (1.0 + e)
-                    excess += p[a] * np.log1p(e)
-                    over += p[a] * e / (1.0 + e)
-                under += p[a] * share
-                moment += p[a] * share * share
-        excess += np.log(under)
+        spread, under, over, moment = _adversary_sums(logits, weights, padded(n), v)
+        excess = spread + np.log(under) - radius
         slope = under - moment / under
         if excess > 0.0:
             low = v
         else:
             high = v
         after = _guard(v, v - excess / slope if slope < 0.0 else np.nan, low, high)
-        if abs(excess) <= 1e-15 * (1.0 + radius) or abs(after - v) <= 1e-15 * (1.0 + abs(v)):
-            break
+        moved = abs(after - v)
         v = after
-    log_under, log_over = np.log(under), np.log(over)
+        if moved <= _STEP * (1.0 + abs(v)):
+            break
+    spread, under, over, moment = _adversary_sums(logits, weights, padded(n), v)
+    log_under, log_over, scale = np.log(under), np.log(over), 1.0 / over
+    for a in range(padded(n)):
+        x = logits[a] - v
+        e = vector_exp(x)
+        share = 1.0 / (1.0 + e)
+        weights[a] = weights[a] * (e * share) * scale
+        logits[a] = x if x > 40.0 else vector_log(1.0 + e)
     charge = log_under - log_over
     for a in range(n):
-        pi[a] = 0.0
-        nu[a] = -np.inf
-        if p[a] > 0.0:
-            x = gain[a] - v
-            log_share = -np.log1p(np.exp(x)) if x <= 0.0 else -x - np.log1p(np.exp(-x))
-            nu[a] = log_p[a] + log_share - log_under
-            if gain[a] > -np.inf:
-                pi[a] = np.exp(log_p[a] + log_share + x - log_over)
-                charge += pi[a] * x
+        pi[a] = weights[a]
+        nu[a] = log_p[a] - logits[a] - log_under
+        gained = pi[a] * (gain[a] - v)
+        charge += gained if pi[a] > 0.0 else 0.0
     return log_over + v - log_under, charge, v
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True, fastmath={"reassoc", "contract"})
+def _mean_inverse(gain: Floats, p: Floats, n: int, smallest: float) -> float:
+    """Sum of ``p exp(smallest - gain)`` over the first ``n`` values."""
+    total = 0.0
+    for a in range(n):
+        total += p[a] * vector_exp(smallest - gain[a])
+    return total

@@ -15,16 +15,18 @@ from numba import njit
 from numpy.typing import NDArray
 
 from cautious_imitation.ball_kernels import best_response_ball, best_response_point, least_probability, worst_kl_ball
+from cautious_imitation.vector_math import padded, vector_exp
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 MAX_CUTS = 24
 """Worst cases kept while refining one response."""
 
+_FIRST_CUT = 13
+
 _SADDLE_TOLERANCE, _BALL_TOLERANCE = 1e-10, 1e-7
-_MAX_ROUNDS, _MAX_ROUNDS_BALLS = 24, 3
+_MAX_ROUNDS, _MAX_ROUNDS_BALLS = 24, 5
 _MAX_TRANSFERS = 200
 
 
@@ -75,15 +77,16 @@ def union_worst_kl(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _mixture_of_cuts(
-    gain: Floats, cuts: Floats, n_cuts: np.int64, u: Floats, pi: Floats, means: Floats, tolerance: float
+    gain: Floats, cuts: Floats, n_cuts: np.int64, u: Floats, pi: Floats, means: Floats, work: Floats, tolerance: float
 ) -> float:
     """Minimise log sum_a exp(gain_a + sum_j u_j cuts_ja) over the simplex of u; returns the minimum, fills ``pi``.
 
     Weight moves between the pair of cuts that is farthest from optimal, by an exact line search each time, until no
-    pair promises more than ``tolerance`` nats for each unit of weight.
+    pair promises more than ``tolerance`` nats for each unit of weight. ``work [3, padded(V)]`` is scratch: ``-inf``
+    beyond V in its first row, 0 in its second.
     """
     n = gain.shape[0]
-    logits = np.empty(n)
+    logits, change, weights = work[0], work[1], work[2]
     value = 0.0
     for _ in range(_MAX_TRANSFERS):
         for a in range(n):
@@ -92,7 +95,11 @@ def _mixture_of_cuts(
                 for j in range(n_cuts):
                     if u[j] > 0.0:
                         logits[a] += u[j] * cuts[j, a]
-        value = _soften(logits, pi)
+        best = _largest(logits, n)
+        total = _weigh(logits, change, 0.0, n, weights)[0]
+        value = best + np.log(total)
+        for a in range(n):
+            pi[a] = weights[a] / total
         give, take = -1, 0
         for j in range(n_cuts):
             means[j] = 0.0
@@ -105,20 +112,13 @@ def _mixture_of_cuts(
                 give = j
         if means[give] - means[take] <= tolerance:
             break
+        for a in range(n):
+            change[a] = cuts[take, a] - cuts[give, a] if gain[a] > -np.inf else 0.0
         low, high, step = 0.0, u[give], 0.0
         for _ in range(60):
-            slope, curvature = 0.0, 0.0
-            for a in range(n):
-                pi[a] = logits[a]
-                if logits[a] > -np.inf:
-                    pi[a] += step * (cuts[take, a] - cuts[give, a])
-            _soften(pi, pi)
-            for a in range(n):
-                if pi[a] > 0.0:
-                    change = cuts[take, a] - cuts[give, a]
-                    slope += pi[a] * change
-                    curvature += pi[a] * change * change
-            curvature -= slope * slope
+            total, slope, curvature = _weigh(logits, change, step, n, weights)
+            slope /= total
+            curvature = curvature / total - slope * slope
             if slope < 0.0:
                 low = step
             else:
@@ -136,6 +136,34 @@ def _mixture_of_cuts(
     return value
 
 
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _largest(values: Floats, n: int) -> float:
+    best = -np.inf
+    for a in range(n):
+        best = values[a] if values[a] > best else best
+    return best
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True, fastmath={"reassoc", "contract"})
+def _weigh(logits: Floats, change: Floats, step: float, n: int, weights: Floats) -> tuple[float, float, float]:
+    """exp(logits + step change), up to a factor that makes the largest one 1, into ``weights``.
+
+    Returns its sum and those of its products with ``change`` and ``change^2``.
+    """
+    best = -np.inf
+    for a in range(n):
+        x = logits[a] + step * change[a]
+        best = x if x > best else best
+    total, first, second = 0.0, 0.0, 0.0
+    for a in range(padded(n)):
+        w = vector_exp(logits[a] + step * change[a] - best)
+        weights[a] = w
+        total += w
+        first += w * change[a]
+        second += w * (change[a] * change[a])
+    return total, first, second
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _dot(pi: Floats, gain: Floats) -> float:
     """pi.gain, where what is never done may gain ``-inf``."""
@@ -147,18 +175,9 @@ def _dot(pi: Floats, gain: Floats) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _soften(logits: Floats, out: Floats) -> float:
-    """Softmax of ``logits`` into ``out`` (may be the same array); returns the log-normaliser."""
-    best = -np.inf
-    for a in range(logits.shape[0]):
-        best = max(best, logits[a])
-    total = 0.0
-    for a in range(logits.shape[0]):
-        out[a] = np.exp(logits[a] - best)
-        total += out[a]
-    for a in range(logits.shape[0]):
-        out[a] /= total
-    return float(best + np.log(total))
+def response_scratch(n_symbols: int) -> Floats:
+    """Memory for ``union_best_response`` at contexts with ``n_symbols`` actions."""
+    return np.zeros((_FIRST_CUT + MAX_CUTS, padded(max(n_symbols, MAX_CUTS))))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -171,7 +190,6 @@ def union_best_response(
     start: Floats,
     pi: Floats,
     scratch: Floats,
-    bits: Ints,
 ) -> tuple[float, float]:
     """Saddle of pi.gain - KL(pi || nu) over the union at one context; writes ``pi [V]``.
 
@@ -179,7 +197,7 @@ def union_best_response(
         log_p, p: ``[M, V]`` log-centres and centres; ``radii``, ``plausible``: ``[M]``.
         gain: ``[V]``, action values divided by the multiplier; overwritten (shifted to a maximum of 0).
         start: ``[M]`` guesses for the adversaries' log eta, updated for the next call at the same context.
-        scratch, bits: ``[7, padded(V)]`` and ``[padded(V)]``; the numbers in the former are finite.
+        scratch: from ``response_scratch(V)``.
 
     Returns:
         ``(bound, charge in nats)``: no policy has a larger ``pi.gain - worst KL`` than ``bound`` (for the gain as
@@ -188,8 +206,9 @@ def union_best_response(
     """
     n_members, n = p.shape
     if n_members == 1 and radii[0] <= 0.0 and plausible[0]:
-        return best_response_point(log_p[0], gain, pi, scratch[5], scratch[6], bits)
-    trial, nu, ratio, theta, worst = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
+        return best_response_point(log_p[0], gain, pi, scratch[5], scratch[6])
+    trial, nu, ratio, theta = scratch[0], scratch[1], scratch[2], scratch[3]
+    worst, logits, weights = scratch[4], scratch[5], scratch[6]
     count, shift, balls = 0, -np.inf, False
     for m in range(n_members):
         if plausible[m]:
@@ -210,7 +229,7 @@ def union_best_response(
     for m in range(n_members):
         if plausible[m]:
             value, own, start[m] = best_response_ball(
-                log_p[m], p[m], radii[m], gain, start[m], trial, nu, scratch[5], scratch[6], bits
+                log_p[m], p[m], radii[m], gain, start[m], trial, nu, logits, weights
             )
             if value < best:
                 best, charge = value, own
@@ -221,16 +240,19 @@ def union_best_response(
     honest = union_worst_kl(log_p, p, radii, plausible, pi, ratio, theta, trial)
     if honest - charge <= _SADDLE_TOLERANCE * (1.0 + charge):
         return shift + best, max(honest, charge)
-    cuts = np.empty((MAX_CUTS, n))
-    u, means = np.zeros(MAX_CUTS), np.empty(MAX_CUTS)
+    work, answer, u, means, cuts = scratch[7:10], scratch[10], scratch[11], scratch[12], scratch[_FIRST_CUT:]
+    for a in range(n, padded(n)):
+        work[0, a] = -np.inf
+    for j in range(MAX_CUTS):
+        u[j] = 0.0
     copy(worst, cuts[0])
     copy(trial, cuts[1])
     u[0], n_cuts = 1.0, np.int64(2)
     top, top_charge = _dot(pi, gain) - honest, honest
-    answer = pi.copy()
+    copy(pi, answer)
     tolerance = _BALL_TOLERANCE if balls else 0.1 * _SADDLE_TOLERANCE
     for _ in range(_MAX_ROUNDS_BALLS if balls else _MAX_ROUNDS):
-        best = min(best, _mixture_of_cuts(gain, cuts, n_cuts, u, pi, means, tolerance))
+        best = min(best, _mixture_of_cuts(gain, cuts, n_cuts, u, pi, means, work, tolerance))
         honest = union_worst_kl(log_p, p, radii, plausible, pi, ratio, theta, trial)
         reached = _dot(pi, gain) - honest
         if reached > top:

@@ -72,6 +72,16 @@ def test_prequential_log_loss_is_that_of_the_tree():
     assert -mixtures[np.arange(500), sequence].sum() == pytest.approx(tree.log_loss_nats, abs=1e-9)
 
 
+def test_prequential_block_by_block_is_one_sequence():
+    sequence = chain(60, 3, np.random.default_rng(7))
+    whole, blocks = ContextTree(2, 3, n_context_symbols=4), ContextTree(2, 3, n_context_symbols=4)
+    expected = whole.prequential(sequence, 0.05)
+    found = [blocks.prequential(sequence[i : i + 7], 0.05, context=sequence[:i]) for i in range(0, 60, 7)]
+    for one, parts in zip(expected, zip(*found, strict=True), strict=True):
+        np.testing.assert_array_equal(np.concatenate(parts), one)
+    assert blocks.log_loss_nats == pytest.approx(whole.log_loss_nats, abs=1e-12)
+
+
 def test_short_contexts_are_padded_and_only_the_last_symbols_count():
     tree = ContextTree(2, 3, start_symbol=1, n_context_symbols=4).fit([chain(60, 2, np.random.default_rng(4))])
     for answer in (tree.mixture, lambda c: tree.plausible_min(c, 0.1), tree.path_counts):
@@ -246,6 +256,8 @@ def test_bad_settings_name_the_argument_the_value_and_the_remedy(settings, messa
         (lambda t: t.fit([0, 1, 0]), "sequence"),
         (lambda t: t.fit([[[0, 1], [1, 0]]]), "sequence"),
         (lambda t: t.prequential([0, 5], 0.5), "sequence .* got 5"),
+        (lambda t: t.prequential([0], 0.5, context=[3]), "context .* got 3"),
+        (lambda t: t.prequential([0], 0.5, context=[[0], [1]]), r"context must be one sequence .* got shape \(2, 1\)"),
         (lambda t: t.worst_kl([0], np.log([0.5, 0.25, 0.25]), 0.5), r"log_pi must have shape \(2,\), got \(3,\)"),
     ],
 )

@@ -20,7 +20,7 @@ import cautious_imitation
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "atomic_files", "divergences"),
-    ("vector_math", "ball_kernels", "union_kernels", "batch_kernels", "plausible_sets"),
+    ("vector_math", "borrowed_arrays", "ball_kernels", "union_kernels", "batch_kernels", "plausible_sets"),
     ("dialogue_labels", "demonstrations"),
     ("hypotheses",),
     ("imitators",),

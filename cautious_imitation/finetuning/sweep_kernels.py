@@ -10,8 +10,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cautious_imitation.union_kernels import union_best_response
-from cautious_imitation.vector_math import padded
+from cautious_imitation.borrowed_arrays import borrowed
+from cautious_imitation.union_kernels import response_scratch, union_best_response
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -62,8 +62,9 @@ def sweep(
     # Per state, for the rest of the episode: bound on the objective, reward, charge, questions.
     later, now = np.zeros((n_states, 4)), np.zeros((n_states, 4))
     q_values, gain, pi, done = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
-    scratch, bits = np.zeros((7, padded(n))), np.empty(padded(n), np.int64)
-    warm = np.zeros(radii.shape)
+    scratch_memory, warm_memory = response_scratch(n), np.zeros(radii.shape)
+    scratch, warm = borrowed(scratch_memory), borrowed(warm_memory)
+    log_p, p, radii, plausible = borrowed(log_p), borrowed(p), borrowed(radii), borrowed(plausible)
     for back in range(horizon):
         t = horizon - 1 - back
         for s in range(n_states):
@@ -74,21 +75,21 @@ def sweep(
                 value = 0.0
                 for a in range(n):
                     done[a] = environment_policy[s, a]
-                    if done[a] > 0.0:
-                        value += done[a] * q_values[a]
+                    gained = done[a] * q_values[a]
+                    value += gained if done[a] > 0.0 else 0.0
                 now[s, 0] = value
                 _follow(s, done, 0.0, 0.0, reward, next_state, later, now)
                 continue
             ask_value = -ask_price
             for a in range(n):
-                if demonstrator[s, a] > 0.0:
-                    ask_value += demonstrator[s, a] * q_values[a]
+                gained = demonstrator[s, a] * q_values[a]
+                ask_value += gained if demonstrator[s, a] > 0.0 else 0.0
             act_value, charge, act = -np.inf, np.inf, 0.0
             if not gate[r] >= 1.0:
                 for a in range(n):
                     gain[a] = q_values[a] / multiplier
                 act_value, charge = union_best_response(
-                    log_p[r], p[r], radii[r], plausible[r], gain, warm[r], pi, scratch, bits
+                    log_p[r], p[r], radii[r], plausible[r], gain, warm[r], pi, scratch
                 )
                 act_value *= multiplier
             cost = 0.0
@@ -124,6 +125,8 @@ def sweep(
                 for a in range(n):
                     policies[t, r, a] = pi[a] if act > 0.0 else 0.0
         later, now = now, later
+    # The memory behind the borrowed views lives until its last use.
+    scratch_memory[0, 0] = warm_memory[0, 0] = 0.0
     return later[start, 0], later[start, 1], later[start, 2], later[start, 3]
 
 
@@ -135,10 +138,11 @@ def _follow(
     gained = 0.0
     for a in range(done.shape[0]):
         share, after = done[a], next_state[s, a]
-        if share > 0.0:
-            gained += share * (reward[s, a] + later[after, 1])
-            cost += share * later[after, 2]
-            ask += share * later[after, 3]
+        gain, charge, asks = share * (reward[s, a] + later[after, 1]), share * later[after, 2], share * later[after, 3]
+        # What never happens may be infinitely dear.
+        gained += gain if share > 0.0 else 0.0
+        cost += charge if share > 0.0 else 0.0
+        ask += asks if share > 0.0 else 0.0
     now[s, 1], now[s, 2], now[s, 3] = gained, cost, ask
 
 

@@ -200,19 +200,26 @@ class ContextTree(Hypotheses):
             self._learn(self._padded(sequence), 1, sequence, learn)
         return self
 
-    def prequential(self, sequence: ArrayLike, alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def prequential(
+        self, sequence: ArrayLike, alpha: float, *, context: ArrayLike = ()
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Predict each symbol of one sequence, then learn it: the mixture and the plausible minimum before each update.
 
         Args:
             sequence: ``[T]`` symbols, oldest first. Those at or above ``n_symbols`` are context only.
             alpha: plausibility level in (0, 1].
+            context: ``[L]`` symbols that came before, of which the last ``depth`` count: a long sequence can be taken
+                block by block.
 
         Returns:
             Two ``[T, V]`` arrays of log-probabilities in nats (0 at positions that are context only).
         """
         ((symbols, learn),) = self._sequences([sequence])
         predictions = (np.empty((len(symbols), self.n_symbols)), np.empty((len(symbols), self.n_symbols)))
-        log_alpha, buffer = float(np.log(check_alpha(alpha))), self._padded(symbols)
+        before, shape = self._contexts(np.asarray(context))
+        if shape:
+            raise ValueError(f"context must be one sequence of symbols, got shape {np.shape(context)}")
+        log_alpha, buffer = float(np.log(check_alpha(alpha))), np.concatenate([before[0], symbols])
         # Blocks small enough to take the logarithms while the probabilities are still in the cache.
         step = max(256, _BLOCK // self.n_symbols)
         for start in range(0, len(symbols), step):

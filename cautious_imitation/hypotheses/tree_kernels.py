@@ -16,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from cautious_imitation.ball_kernels import least_probability, wilson_bound
-from cautious_imitation.vector_math import exps, logs, padded
+from cautious_imitation.vector_math import padded, vector_exp, vector_log
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -107,29 +107,24 @@ def path_mixture(
     mixture: Floats,
     below: Floats,
     scratch: Floats,
-    bits: Ints,
-    doubles: Floats,
 ) -> None:
     """Context-tree-weighting prediction with Krichevsky-Trofimov leaves into ``mixture [V]`` (probabilities).
 
     ``below[d]`` gets the probability of ``symbol`` under the mixture of the subtree at depth d (uniform below the
-    stored nodes), which the update needs. ``scratch [4, padded]``, ``bits`` and ``doubles``
-    (the same memory) have room for ``padded(depth + 1)`` levels and hold positive numbers.
+    stored nodes), which the update needs. ``scratch [3, padded(depth + 1)]`` holds positive numbers.
     """
     n_symbols = mixture.shape[0]
-    weights, shares, uniform = scratch[0], scratch[1], 1.0 / n_symbols
+    weights, shares, own, uniform = scratch[0], scratch[1], scratch[2], 1.0 / n_symbols
     inner = min(stored, depth)
     for d in range(inner):
-        scratch[2, d] = -odds[nodes[d] + MIXTURE]
-    exps(scratch[2], padded(inner), weights, bits, doubles)
-    for d in range(inner):
-        weights[d] = 1.0 / (1.0 + weights[d])
+        own[d] = odds[nodes[d] + MIXTURE]
+    for d in range(padded(inner)):
+        weights[d] = 1.0 / (1.0 + vector_exp(-own[d]))
     weights[depth] = 1.0
     for d in range(stored, depth + 2):
         below[d] = uniform
     for d in range(stored):
         shares[d] = 1.0 / (totals[d] + 0.5 * n_symbols)
-    own = scratch[3]
     for d in range(stored):
         own[d] = weights[d] * (shares[d] * (counts[2 * nodes[d] + FIRST_COUNT + symbol] + 0.5))
     deeper = uniform
@@ -243,6 +238,12 @@ def _complexity(kind: int, n_symbols: int, support: int) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _n_log_n(n: float) -> float:
+    """n log n, with 0 log 0 = 0."""
+    return n * vector_log(max(n, 1.0))
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def _leaf_increments(
     counts: Counts,
     nodes: Ints,
@@ -252,41 +253,29 @@ def _leaf_increments(
     n_symbols: int,
     leaf: int,
     complexity: int,
+    below: Floats,
     gains: Floats,
-    log_kt: Floats,
-    work: Floats,
-    taken: Floats,
-    bits: Ints,
-    doubles: Floats,
+    changes: Floats,
+    seen: Floats,
 ) -> None:
-    """Change of each leaf's log-score when ``symbol`` is added to its counts, into ``gains [depth + 1]``, in nats.
+    """What adding ``symbol`` does to the scores, level by level, in nats; ``seen`` is scratch.
 
-    ``log_kt [depth + 1]`` gets the Krichevsky-Trofimov log-probability of the symbol.
+    ``gains [depth + 1]`` gets the change of each leaf's log-score, ``changes [depth + 1]`` that of the mixture's
+    log-odds: the Krichevsky-Trofimov probability of the symbol against that of the mixture one level deeper.
     """
-    levels = depth + 1
+    levels, half = depth + 1, 0.5 * n_symbols
     for d in range(levels):
-        seen = counts[2 * nodes[d] + FIRST_COUNT + symbol]
-        work[d] = (seen + 0.5) / (totals[d] + 0.5 * n_symbols)
-    logs(work, padded(levels), log_kt, bits, doubles)
+        seen[d] = counts[2 * nodes[d] + FIRST_COUNT + symbol]
     if leaf == KT:
-        for d in range(levels):
-            gains[d] = log_kt[d]
+        for d in range(padded(levels)):
+            share = (seen[d] + 0.5) / (totals[d] + half)
+            gains[d] = vector_log(share)
+            changes[d] = vector_log(share / below[d + 1])
         return
-    # Change of sum_a n_a log n_a - n log n, with 0 log 0 = 0.
-    for d in range(levels):
-        gains[d] = 0.0
-    for extra in range(2):
-        sign = 2.0 * extra - 1.0
-        for d in range(levels):
-            work[d] = max(counts[2 * nodes[d] + FIRST_COUNT + symbol] + extra, 1)
-        logs(work, padded(levels), taken, bits, doubles)
-        for d in range(levels):
-            gains[d] += sign * (counts[2 * nodes[d] + FIRST_COUNT + symbol] + extra) * taken[d]
-        for d in range(levels):
-            work[d] = max(totals[d] + extra, 1)
-        logs(work, padded(levels), taken, bits, doubles)
-        for d in range(levels):
-            gains[d] -= sign * (totals[d] + extra) * taken[d]
+    for d in range(padded(levels)):
+        total = np.float64(totals[d])
+        changes[d] = vector_log((seen[d] + 0.5) / ((total + half) * below[d + 1]))
+        gains[d] = (_n_log_n(seen[d] + 1.0) - _n_log_n(seen[d])) - (_n_log_n(total + 1.0) - _n_log_n(total))
     if complexity == NONE:
         return
     for d in range(levels):
@@ -318,12 +307,10 @@ def learn_path(
     complexity: int,
     below: Floats,
     scratch: Floats,
-    bits: Ints,
-    doubles: Floats,
 ) -> float:
     """Add ``symbol`` to every node of the path, creating missing ones; returns the change of the best tree's log-score.
 
-    ``below`` is what ``path_mixture`` left; ``scratch``, ``bits`` and ``doubles`` are as there.
+    ``below`` is what ``path_mixture`` left; ``scratch`` is as there.
     """
     for d in range(stored, depth + 1):
         node = nodes[d]
@@ -336,24 +323,10 @@ def learn_path(
         odds[node + MAXIMUM] = start[d]
         nodes[d] = node
         totals[d] = 0
-    gains, log_kt, log_below = scratch[0], scratch[1], scratch[2]
+    gains, changes = scratch[0], scratch[1]
     _leaf_increments(
-        counts,
-        nodes,
-        totals,
-        depth,
-        symbol,
-        n_symbols,
-        leaf,
-        complexity,
-        gains,
-        log_kt,
-        scratch[3],
-        log_below,
-        bits,
-        doubles,
+        counts, nodes, totals, depth, symbol, n_symbols, leaf, complexity, below, gains, changes, scratch[2]
     )
-    logs(below[1:], padded(depth), log_below, bits, doubles)
     best = float(gains[depth])
     counts[2 * nodes[depth] + FIRST_COUNT + symbol] += 1
     for d in range(depth - 1, -1, -1):
@@ -362,6 +335,6 @@ def learn_path(
         after = before + gains[d] - best
         odds[node + MAXIMUM] = after
         best = gains[d] + max(0.0, -after) - max(0.0, -before)
-        odds[node + MIXTURE] += log_kt[d] - log_below[d]
+        odds[node + MIXTURE] += changes[d]
         counts[2 * node + FIRST_COUNT + symbol] += 1
     return best

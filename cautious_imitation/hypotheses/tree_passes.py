@@ -27,7 +27,7 @@ from cautious_imitation.vector_math import padded
 @njit(cache=True, nogil=True, error_model="numpy")
 def path_scratch(depth: int) -> tuple[Ints, Ints, Ints]:
     """Room for the keys, nodes and totals of one path."""
-    return np.zeros(depth + 1, np.int64), np.zeros(depth + 1, np.int64), np.zeros(depth + 1, np.int64)
+    return np.zeros(depth + 1, np.int64), np.zeros(depth + 1, np.int64), np.zeros(padded(depth + 1), np.int64)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -66,9 +66,7 @@ def learn_pass(
     keys, nodes, totals = path_scratch(depth)
     slack = np.empty(depth + 1)
     room_for = padded(depth + 1)
-    below, mixture, scratch = np.ones(room_for + 1), np.empty(n_symbols), np.ones((4, room_for))
-    bits = np.empty(room_for, np.int64)
-    doubles = bits.view(np.float64)
+    below, mixture, scratch = np.ones(room_for + 1), np.empty(n_symbols), np.ones((3, room_for))
     keep = mixtures.shape[0] > 0
     used = 0
     for i in range(begin, symbols.shape[0]):
@@ -79,7 +77,7 @@ def learn_pass(
         symbol = symbols[i]
         stored = find_path(words, width, shift, powers, buffer, i * stride, depth, keys, nodes)
         path_totals(counts, nodes, stored, n_symbols, totals)
-        path_mixture(odds, counts, nodes, totals, stored, depth, symbol, mixture, below, scratch, bits, doubles)
+        path_mixture(odds, counts, nodes, totals, stored, depth, symbol, mixture, below, scratch)
         if keep:
             for a in range(n_symbols):
                 mixtures[i, a] = mixture[a]
@@ -105,8 +103,6 @@ def learn_pass(
             complexity,
             below,
             scratch,
-            bits,
-            doubles,
         )
         used += depth + 1 - stored
     return symbols.shape[0], used
@@ -121,12 +117,11 @@ def mixture_pass(
     shift = 64 - _bits(words.shape[0] // width - 1)
     keys, nodes, totals = path_scratch(depth)
     room_for = padded(depth + 1)
-    below, scratch, bits = np.ones(room_for + 1), np.ones((4, room_for)), np.empty(room_for, np.int64)
-    doubles = bits.view(np.float64)
+    below, scratch = np.ones(room_for + 1), np.ones((3, room_for))
     for i in range(contexts.shape[0]):
         stored = find_path(words, width, shift, powers, contexts[i], 0, depth, keys, nodes)
         path_totals(counts, nodes, stored, n_symbols, totals)
-        path_mixture(odds, counts, nodes, totals, stored, depth, 0, out[i], below, scratch, bits, doubles)
+        path_mixture(odds, counts, nodes, totals, stored, depth, 0, out[i], below, scratch)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -13,6 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from numba import njit
 
+from cautious_imitation.borrowed_arrays import borrowed
 from cautious_imitation.types import Array
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def _minimum_into(rows: Array, plausible: Array, log_min: Array, masses: Array) 
     n_groups, n_rows, n_symbols = rows.shape
     chosen = np.empty(n_rows, np.int64)
     lowered = np.empty((2, min(_BLOCK, n_symbols)), rows.dtype)
+    rows, log_min = borrowed(rows), borrowed(log_min)
     found_nan = False
     for group in range(n_groups):
         n_chosen = 0
@@ -190,7 +192,8 @@ def _least_of_eight(
     mass = np.float32(0)
     for i in range(len(least)):
         s, t, u, v, w, x, y, z = a[i], b[i], c[i], d[i], e[i], f[i], g[i], h[i]
-        found_nan |= (s != s) | (t != t) | (u != u) | (v != v) | (w != w) | (x != x) | (y != y) | (z != z)
+        total = ((s + t) + (u + v)) + ((w + x) + (y + z))
+        found_nan |= total != total
         s = s if s < t else t
         u = u if u < v else v
         w = w if w < x else x
