@@ -132,8 +132,8 @@ def _delta(anchor: CautiousImitator, demonstrator_prior: float | None) -> float 
     hypotheses = anchor.hypotheses
     if demonstrator_prior is None or not isinstance(hypotheses, FiniteHypotheses) or anchor.evidence != "demonstrator":
         return None
-    if hypotheses.switching_rate > 0:
-        kept = anchor.alpha <= hypotheses.switching_rate * demonstrator_prior
-        return 0.0 if kept and hypotheses.rule != "prior" else None
-    delta = anchor.alpha if hypotheses.rule == "prior" else anchor.alpha / demonstrator_prior
+    if hypotheses.posterior.switching_rate > 0:
+        kept = anchor.alpha <= hypotheses.posterior.switching_rate * demonstrator_prior
+        return 0.0 if kept and hypotheses.posterior.rule != "prior" else None
+    delta = anchor.alpha if hypotheses.posterior.rule == "prior" else anchor.alpha / demonstrator_prior
     return delta if delta < 1 else None

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cautious_imitation.hypotheses.finite import FiniteHypotheses, Rule
+from cautious_imitation.hypotheses.finite import FiniteHypotheses
+from cautious_imitation.hypotheses.posterior import Rule
 from cautious_imitation.imitators import CautiousImitator
 from cautious_imitation.types import Actor
 

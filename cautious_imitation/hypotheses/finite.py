@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from safetensors.numpy import load_file
 from scipy.special import logsumexp
 
 from cautious_imitation.atomic_files import write_safetensors, write_text
 from cautious_imitation.demonstrations import Demonstrations, Evidence
-from cautious_imitation.hypotheses.base import Hypotheses, check_alpha
+from cautious_imitation.hypotheses.base import Hypotheses
 from cautious_imitation.hypotheses.finite_members import Hypothesis, TableMember, listed_members
+from cautious_imitation.hypotheses.posterior import Posterior, Rule
 from cautious_imitation.hypotheses.wide_minimum import wide_minimum
 from cautious_imitation.plausible_sets import PlausibleSet
 from cautious_imitation.types import Array
 
-Rule: TypeAlias = Literal["best", "cumulative", "prior"]
-
 _SCHEMA = 1
-_MASS_TOLERANCE = 1e-6
-_ROUNDING_NATS = 1e-12
 
 
 class FiniteHypotheses(Hypotheses):
@@ -84,26 +81,15 @@ class FiniteHypotheses(Hypotheses):
         start_symbol: int | None = None,
         batched: bool = False,
     ) -> None:
-        if not 0 < temperature <= 1:
-            raise ValueError(
-                f"temperature must be in (0, 1], got {temperature!r}; above 1 the posterior outruns its evidence and "
-                "the demonstrator may be ruled out"
-            )
-        if not 0 <= switching_rate < 1:
-            raise ValueError(f"switching_rate must be in [0, 1), got {switching_rate!r}; 0 never forgets")
-        if rule not in get_args(Rule):
-            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
         if start_symbol is not None and start_symbol < 0:
             raise ValueError(f"start_symbol must be at least 0, got {start_symbol}; symbols count from 0")
-        self.temperature = float(temperature)
-        self.switching_rate = float(switching_rate)
-        self.rule: Rule = rule
         self.start_symbol = start_symbol
         self.batched = batched
         self._members = listed_members(members, n_symbols, start_symbol, batched)
         self.n_symbols = self._members[0].n_symbols
-        self._log_prior = _log_prior(prior, len(members))
-        self._log_weights = self._log_prior.copy()
+        self.posterior = Posterior.over(
+            len(members), prior, temperature=temperature, switching_rate=switching_rate, rule=rule
+        )
 
     def __len__(self) -> int:
         """K, the number of members."""
@@ -112,44 +98,19 @@ class FiniteHypotheses(Hypotheses):
     @property
     def log_weights(self) -> NDArray[np.float64]:
         """Log of the posterior weights ``[K]``, in nats; their exp sums to one."""
-        return self._log_weights.copy()
+        return self.posterior.log_weights.copy()
 
     def plausible_members(self, alpha: float) -> NDArray[np.bool_]:
-        """Which members are plausible at level ``alpha``, ``[K]``; a member of weight 0 never is.
-
-        - ``best``: weight at least ``alpha`` times the largest.
-        - ``cumulative``: by falling weight (ties as listed), weight at least ``alpha`` times the sum of the weights up
-          to and with it; the rule of Cohen, Hutter and Nanda.
-        - ``prior``: weight at least ``alpha`` times the member's own prior.
-
-        If the demonstrator is a member of prior w_0, nothing but its actions is learned and ``switching_rate`` is 0, it
-        stays plausible at all times at once with probability 1 - delta: under the first two rules for ``alpha`` up to
-        delta w_0, under the last for ``alpha`` = delta.
-
-        Raises:
-            ValueError: if ``alpha`` is outside (0, 1].
-        """
-        log_alpha = np.log(check_alpha(alpha))
-        weights = self._log_weights
-        plausible: NDArray[np.bool_]
-        if self.rule == "best":
-            plausible = weights >= weights.max() + log_alpha
-        elif self.rule == "cumulative":
-            order = np.argsort(-weights, kind="stable")
-            plausible = np.empty(len(weights), dtype=np.bool_)
-            plausible[order] = weights[order] >= log_alpha + np.logaddexp.accumulate(weights[order])
-        else:
-            # With alpha = 1 and weights that never moved, rounding must not leave the set empty.
-            plausible = weights >= log_alpha + self._log_prior - _ROUNDING_NATS
-        plausible &= weights > -np.inf
-        return plausible
+        """Which members are plausible at level ``alpha``, ``[K]``; see ``Posterior.plausible_members``."""
+        return self.posterior.plausible_members(alpha)
 
     def mixture(self, context: Array) -> Array:
         """Posterior mixture at ``context [..., L]``: ``[..., V]`` log-probabilities in nats."""
-        weighed = np.flatnonzero(self._log_weights > -np.inf)
+        all_weights = self.posterior.log_weights
+        weighed = np.flatnonzero(all_weights > -np.inf)
         rows = self._rows(context, weighed)
         xp = array_namespace(rows)
-        log_weights = xp.asarray(self._log_weights[weighed], dtype=rows.dtype, device=rows.device)
+        log_weights = xp.asarray(all_weights[weighed], dtype=rows.dtype, device=rows.device)
         joint = rows + log_weights[:, None]
         return logsumexp(joint, axis=-2) if isinstance(joint, np.ndarray) else joint.logsumexp(-2)
 
@@ -201,7 +162,7 @@ class FiniteHypotheses(Hypotheses):
         for k, member in enumerate(self._members):
             rows = member.predict(context).reshape(len(symbols), self.n_symbols)
             log_likelihoods[:, k] = rows[each, symbols].tolist()
-        self._log_weights = self._posterior(self._log_weights, log_likelihoods, symbols)
+        self.posterior = self.posterior.learned(log_likelihoods, symbols)
 
     def fit(
         self, demonstrations: Demonstrations | Iterable[Array], *, evidence: Evidence = "demonstrator"
@@ -217,13 +178,13 @@ class FiniteHypotheses(Hypotheses):
         """
         if not isinstance(demonstrations, Demonstrations):
             demonstrations = Demonstrations.from_symbols(demonstrations, self.n_symbols)
-        log_weights = self._log_weights
+        posterior = self.posterior
         for sequence, learned in zip(demonstrations.sequences, demonstrations.learned(evidence), strict=True):
             positions = np.flatnonzero(learned)
             symbols = self._checked_symbols(sequence[positions], "sequences")
             log_likelihoods = [member.log_likelihoods(sequence, positions) for member in self._members]
-            log_weights = self._posterior(log_weights, np.stack(log_likelihoods, axis=1), symbols)
-        self._log_weights = log_weights
+            posterior = posterior.learned(np.stack(log_likelihoods, axis=1), symbols)
+        self.posterior = posterior
         return self
 
     def save(self, folder: str | PathLike[str]) -> None:
@@ -234,9 +195,17 @@ class FiniteHypotheses(Hypotheses):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tables = {f"members.{i}": m.table for i, m in enumerate(self._members) if isinstance(m, TableMember)}
-        arrays = {"log_weights": self._log_weights, "log_prior": self._log_prior, **tables}
+        posterior = self.posterior
+        arrays = {"log_weights": posterior.log_weights, "log_prior": posterior.log_prior, **tables}
         write_safetensors(folder / "finite.safetensors", arrays)
-        settings = {name: getattr(self, name) for name in _SETTINGS}
+        settings = {
+            "n_symbols": self.n_symbols,
+            "temperature": posterior.temperature,
+            "switching_rate": posterior.switching_rate,
+            "rule": posterior.rule,
+            "start_symbol": self.start_symbol,
+            "batched": self.batched,
+        }
         document = {"schema": _SCHEMA, "n_members": len(self), **settings}
         write_text(folder / "finite.json", json.dumps(document, indent=1) + "\n")
 
@@ -266,7 +235,7 @@ class FiniteHypotheses(Hypotheses):
                 f"{sorted(given)}; pass load(folder, members={{index: member}})"
             )
         loaded = cls([given[i] if i in given else arrays[f"members.{i}"] for i in indices], **settings)
-        loaded._log_prior, loaded._log_weights = arrays["log_prior"], arrays["log_weights"]
+        loaded.posterior = replace(loaded.posterior, log_prior=arrays["log_prior"], log_weights=arrays["log_weights"])
         return loaded
 
     def _rows(self, context: Array, indices: NDArray[np.int64]) -> Array:
@@ -281,20 +250,6 @@ class FiniteHypotheses(Hypotheses):
             )
         return array_namespace(*rows).stack(rows, axis=-2)
 
-    def _posterior(
-        self, log_weights: NDArray[np.float64], log_likelihoods: NDArray[np.float64], symbols: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        log_weights, impossible = _learn(
-            log_weights, np.exp(self._log_prior), log_likelihoods, self.temperature, self.switching_rate
-        )
-        if impossible >= 0:
-            raise ValueError(
-                f"evidence must be possible under a member of positive weight, got symbol {symbols[impossible]} "
-                f"(number {impossible} of those learned in this sequence) with probability 0 under all of them; add a "
-                "member that gives it some"
-            )
-        return log_weights
-
     def _checked_symbols(self, symbols: NDArray[Any], name: str) -> NDArray[np.int64]:
         outside = (symbols < 0) | (symbols >= self.n_symbols)
         if outside.any():
@@ -304,56 +259,9 @@ class FiniteHypotheses(Hypotheses):
         return symbols.astype(np.int64)
 
 
-_SETTINGS = ("n_symbols", "temperature", "switching_rate", "rule", "start_symbol", "batched")
-
-
-@njit(cache=True, nogil=True)
-def _learn(
-    log_weights: NDArray[np.float64],
-    prior: NDArray[np.float64],
-    log_likelihoods: NDArray[np.float64],
-    temperature: float,
-    switching_rate: float,
-) -> tuple[NDArray[np.float64], int]:
-    """Bayes' rule and switching, once for each row of ``log_likelihoods [N, K]``: new log-weights ``[K]``.
-
-    Also returns the first row that is impossible under every member, or -1.
-    """
-    log_weights = log_weights.copy()
-    for n in range(len(log_likelihoods)):
-        largest = -np.inf
-        for k in range(len(log_weights)):
-            log_weights[k] += temperature * log_likelihoods[n, k]
-            largest = max(largest, log_weights[k])
-        if largest == -np.inf:
-            return log_weights, n
-        log_total = largest + np.log(np.sum(np.exp(log_weights - largest)))
-        for k in range(len(log_weights)):
-            log_weights[k] -= log_total
-            if switching_rate > 0:
-                log_weights[k] = np.log((1 - switching_rate) * np.exp(log_weights[k]) + switching_rate * prior[k])
-    return log_weights, -1
-
-
 def _array(context: Array) -> Array:
     """``context`` as it is if it is an array of either kind; lists become NumPy arrays, of integers if empty."""
     if hasattr(context, "ndim"):
         return context
     array = np.asarray(context)
     return array if array.size else array.astype(np.int64)
-
-
-def _log_prior(prior: ArrayLike | None, n_members: int) -> NDArray[np.float64]:
-    if prior is None:
-        return np.full(n_members, -np.log(n_members))
-    probabilities = np.asarray(prior, dtype=np.float64)
-    if probabilities.shape != (n_members,):
-        raise ValueError(f"prior must have shape ({n_members},), one a member, got {probabilities.shape}")
-    total = float(probabilities.sum())
-    if not ((probabilities >= 0).all() and abs(total - 1) <= _MASS_TOLERANCE):
-        raise ValueError(
-            f"prior must be probabilities that sum to one, got {probabilities} with sum {total:.6g}; divide it by that"
-        )
-    with np.errstate(divide="ignore"):
-        log_prior: NDArray[np.float64] = np.log(probabilities / total)
-    return log_prior
