@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "atomic_files", "divergences"),
     ("vector_math", "borrowed_arrays", "ball_kernels", "union_kernels", "batch_kernels", "plausible_sets"),
     ("dialogue_labels", "demonstrations"),
+    ("language",),
     ("hypotheses",),
     ("imitators",),
     ("certificates", "regularizers"),

@@ -1,0 +1,1 @@
+"""Language models: loading, reading, chats as tokens, and the small models that come with the library."""
