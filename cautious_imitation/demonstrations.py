@@ -159,7 +159,7 @@ class Demonstrations:
             )
         path = Path(path)
         speakers = {agent_role: 0, other_role: 1}
-        sequences = [_chat_symbols(chat, speakers, where) for where, chat in _chats(path)]
+        sequences = [_chat_symbols(chat, speakers, where) for where, chat in read_chats(path)]
         if not sequences:
             raise ValueError(f"{path} is empty; write one chat a line: {_SHAPE}")
         demonstrations = cls.from_symbols(sequences, n_symbols=len(ACTS))
@@ -183,17 +183,27 @@ def actor_codes(actors: Iterable[Actor | str]) -> NDArray[np.uint8]:
     return np.array([_CODES[Actor(actor)] for actor in actors], dtype=np.uint8)
 
 
-class _Message(BaseModel):
+class Message(BaseModel):
+    """What one speaker said."""
+
     role: StrictStr
     content: StrictStr
 
 
-class _Chat(BaseModel):
-    messages: list[_Message] = Field(min_length=1)
+class Chat(BaseModel):
+    """A conversation as it stands in a file: at least one message, oldest first."""
+
+    messages: list[Message] = Field(min_length=1)
 
 
-def _chats(path: Path) -> Iterator[tuple[str, _Chat]]:
-    """Chats of a JSONL file, each with its ``path:line``."""
+def read_chats(path: str | PathLike[str]) -> Iterator[tuple[str, Chat]]:
+    """Chats of a JSONL file, each with its ``path:line``; blank lines are passed over.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a line is no chat; the message names path and line.
+    """
+    path = Path(path)
     try:
         lines = path.open("rb")
     except FileNotFoundError:
@@ -204,7 +214,7 @@ def _chats(path: Path) -> Iterator[tuple[str, _Chat]]:
                 continue
             where = f"{path}:{number}"
             try:
-                yield where, _Chat.model_validate_json(line.removeprefix(b"\xef\xbb\xbf"))
+                yield where, Chat.model_validate_json(line.removeprefix(b"\xef\xbb\xbf"))
             except ValidationError as error:
                 fault = error.errors()[0]
                 key = ".".join(str(part) for part in fault["loc"])
@@ -213,7 +223,7 @@ def _chats(path: Path) -> Iterator[tuple[str, _Chat]]:
                 ) from error
 
 
-def _chat_symbols(chat: _Chat, speakers: dict[str, int], where: str) -> list[int]:
+def _chat_symbols(chat: Chat, speakers: dict[str, int], where: str) -> list[int]:
     """Act sequence of one chat; ``speakers`` maps the two roles to 0 (agent) and 1."""
     for message in chat.messages:
         if message.role not in speakers and message.role != "system":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from inspect import signature
 from os import PathLike
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -17,12 +19,11 @@ from cautious_imitation.demonstrations import Demonstrations, Evidence
 from cautious_imitation.hypotheses import load_hypotheses
 from cautious_imitation.hypotheses.base import Hypotheses, check_alpha
 from cautious_imitation.plausible_sets import PlausibleSet
-from cautious_imitation.types import Action, Actor, Array, HelpNeeded, Oracle, Prediction, Query
+from cautious_imitation.types import Action, Actor, Array, HelpNeeded, Oracle, Prediction, Query, mass_tolerance
 
 Caution: TypeAlias = Literal["pointwise", "minimax"]
 
 _SCHEMA = 1
-_MASS_TOLERANCE = 1e-6
 
 
 class BasePolicy(ABC):
@@ -65,6 +66,35 @@ class _Imitator(BasePolicy):
         self.evidence: Evidence = evidence
         self.n_symbols = hypotheses.n_symbols
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: Any,
+        demonstrations: str | PathLike[str] | Demonstrations | Iterable[Any],
+        hypotheses: Literal["gaussian", "low_rank", "ensemble"] = "gaussian",
+        **settings: Any,
+    ) -> Any:
+        """An imitator of whoever speaks as the agent in recorded chats, from a pretrained language model.
+
+        Args:
+            model: id on the Hugging Face hub, folder, ``.gguf`` file or loaded network, see ``load_language_model``;
+                for ``"ensemble"`` a list of these, or one with ``adapters=[...]``, folders of LoRA adapters.
+            demonstrations: a JSONL file of chats or a list of chats, as for ``tokenized_chats``, or ``Demonstrations``
+                of the model's tokens.
+            hypotheses: the class, see ``GaussianHead``, ``LowRankHeads`` and ``LanguageModels``.
+            **settings: of the imitator (``alpha``, ``caution``, ``oracle``, ``evidence``), of ``build_hypotheses``
+                (``device``, ``dtype``, ``cache``, ``progress``, ``seed`` and more), and of the class of hypotheses.
+
+        Raises:
+            FileNotFoundError, OSError, TypeError, ValueError: as the imitator itself and ``build_hypotheses``. Wrong
+                settings are told before anything is loaded.
+        """
+        from cautious_imitation.hypotheses.pretrained import build_hypotheses
+
+        own = {name: settings.pop(name) for name in signature(cls).parameters if name in settings}
+        evidence = cls(_NOTHING, **own).evidence
+        return cls(build_hypotheses(hypotheses, model, demonstrations, evidence=evidence, **settings), **own)
+
     def fit(self, demonstrations: Demonstrations | Iterable[Array]) -> Any:
         """Learn from recorded behaviour under the evidence rule; returns self."""
         self.hypotheses.fit(demonstrations, evidence=self.evidence)
@@ -74,7 +104,7 @@ class _Imitator(BasePolicy):
         """Act as the imitator does: sample an action, or ask the oracle with the ask probability.
 
         Args:
-            context: ``[L]`` symbols, or ``[B, L]`` for a batch.
+            context: ``[L]`` symbols, or ``[B, L]`` for a batch, or what else the hypotheses take as a context.
             rng: source of randomness.
 
         Returns:
@@ -88,18 +118,20 @@ class _Imitator(BasePolicy):
         prediction = self.predict(context)
         log_probs = _numpy(prediction.log_probs).reshape(-1, self.n_symbols)
         log_ask = _numpy(prediction.log_ask).reshape(-1)
-        contexts = _numpy(context)
-        rows = contexts.reshape(len(log_ask), contexts.shape[-1])
-        cumulative = np.cumsum(np.exp(np.concatenate([log_probs, log_ask[:, None]], axis=1)), axis=1)
-        drawn = (cumulative / cumulative[:, -1:] <= rng.random(len(rows))[:, None]).sum(axis=1)
+        single = prediction.log_ask.ndim == 0
+        rows = _context_rows(context, len(log_ask), single)
+        masses = np.exp(np.concatenate([log_probs, log_ask[:, None]], axis=1))
+        # In double precision: over a vocabulary, rounding in single precision adds up.
+        cumulative = np.cumsum(masses, axis=1, dtype=np.float64)
+        drawn = (cumulative / cumulative[:, -1:] <= rng.random(len(masses))[:, None]).sum(axis=1)
         actions = []
         for i, symbol in enumerate(drawn):
             if symbol < self.n_symbols:
                 actions.append(Action(int(symbol), Actor.IMITATOR))
             else:
-                query = Query(tuple(int(s) for s in rows[i]), Prediction(log_probs[i], log_ask[i]))
+                query = Query(tuple(int(s) for s in _numpy(rows[i])), Prediction(log_probs[i], log_ask[i]))
                 actions.append(Action(self._answer(query), Actor.DEMONSTRATOR))
-        return actions[0] if contexts.ndim == 1 else actions
+        return actions[0] if single else actions
 
     def observe(self, context: Array, action: Array, actor: Actor | str) -> None:
         """Tell the imitator what was done at ``context``, and by whom; it learns if its evidence rule says so.
@@ -122,12 +154,19 @@ class _Imitator(BasePolicy):
         write_text(folder / "imitator.json", json.dumps({**settings, **self._settings()}, indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: str | PathLike[str], oracle: Oracle | None = None) -> Any:
+    def load(cls, folder: str | PathLike[str], oracle: Oracle | None = None, model: Any = None) -> Any:
         """Read what ``save`` wrote.
+
+        Args:
+            folder: where it was written.
+            oracle: answers questions.
+            model: the language model, or models, that the hypotheses read with, which are not saved: loaded ones, or
+                where to load them from.
 
         Raises:
             FileNotFoundError: if ``folder`` holds no saved imitator.
-            ValueError: if it holds another kind of imitator or another version of the format.
+            ValueError: if it holds another kind of imitator, another version of the format, or hypotheses of another
+                model.
         """
         path = Path(folder) / "imitator.json"
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -136,7 +175,8 @@ class _Imitator(BasePolicy):
         kind = settings.pop("imitator")
         if kind != cls.__name__:
             raise ValueError(f"{path} holds a {kind}, not a {cls.__name__}; use {kind}.load")
-        hypotheses = load_hypotheses(settings.pop("hypotheses"), Path(folder) / "hypotheses")
+        model = None if model is None else _loaded(model)
+        hypotheses = load_hypotheses(settings.pop("hypotheses"), Path(folder) / "hypotheses", model)
         return cls(hypotheses, oracle=oracle, **settings)
 
     def _settings(self) -> dict[str, Any]:
@@ -149,6 +189,16 @@ class _Imitator(BasePolicy):
         if isinstance(answer, bool) or not isinstance(answer, (int, np.integer)) or not 0 <= answer < self.n_symbols:
             raise ValueError(f"oracle must answer with an action in 0..{self.n_symbols - 1}, got {answer!r}")
         return int(answer)
+
+
+_NOTHING: Any = SimpleNamespace(n_symbols=0)
+"""Stands for hypotheses where only an imitator's own settings are to be checked."""
+
+
+def _loaded(model: Any) -> Any:
+    from cautious_imitation.hypotheses.pretrained import read_with
+
+    return read_with(model)
 
 
 class BayesianImitator(_Imitator):
@@ -239,12 +289,21 @@ def _log_remainder(log_probs: Array) -> Array:
     """log(1 - sum of probabilities), ``-inf`` where rounding leaves nothing; more than one is an error."""
     xp = array_namespace(log_probs)
     left = 1 - xp.sum(xp.exp(log_probs), axis=-1)
-    if bool(xp.any(left < -_MASS_TOLERANCE)):
+    if bool(xp.any(left < -mass_tolerance(log_probs))):
         raise ValueError(
             f"probabilities must sum to at most 1, got {1 - float(xp.min(left))}; the class is not normalised"
         )
     positive = left > 0
     return xp.where(positive, xp.log(xp.where(positive, left, xp.ones_like(left))), xp.full_like(left, -xp.inf))
+
+
+def _context_rows(context: Any, n_rows: int, single: bool) -> Any:
+    """Contexts one by one: of an array, of a list whose rows may differ in length, or of what was read already."""
+    if hasattr(context, "rows"):
+        return context.rows
+    if hasattr(context, "reshape"):
+        return context.reshape(n_rows, context.shape[-1])
+    return [context] if single else context
 
 
 def _numpy(array: Array) -> np.ndarray:

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("language",),
     ("hypotheses",),
     ("imitators",),
+    ("continuations", "generation"),
     ("certificates", "regularizers"),
     ("environments",),
     ("finetuning",),

@@ -16,7 +16,7 @@ import torch
 from cautious_imitation.demonstrations import Demonstrations, Evidence
 from cautious_imitation.hypotheses.base import Hypotheses
 from cautious_imitation.language.demonstration_features import read_demonstrations
-from cautious_imitation.language.model import LanguageModel, Reading
+from cautious_imitation.language.model import Reader, Reading
 from cautious_imitation.types import Array
 
 Tensor = torch.Tensor
@@ -29,10 +29,10 @@ class FeatureHypotheses(Hypotheses):
     a list of ``[L]`` tokens of different lengths, or a ``Reading``.
 
     Args:
-        model: the frozen language model; its ``n_symbols`` tokens are the actions.
+        model: the frozen language model, or several read as one; its ``n_symbols`` tokens are the actions.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: Reader) -> None:
         self.model = model
         self.n_symbols = model.n_symbols
 

@@ -14,12 +14,11 @@ from array_api_compat import array_namespace
 from numba import njit
 
 from cautious_imitation.borrowed_arrays import borrowed
-from cautious_imitation.types import Array
+from cautious_imitation.types import Array, mass_tolerance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_MASS_TOLERANCE = 1e-6
 _BLOCK = 512
 """Symbols a block. Within one the sum is in float32, which is faster; a longer one would bias sums of equal terms."""
 
@@ -38,7 +37,7 @@ def wide_minimum(log_rows: Array, plausible: Array | None = None) -> tuple[Array
     Raises:
         TypeError: if NumPy ``log_rows`` are neither float32 nor float64.
         ValueError: if shapes disagree, no row of a group is plausible, a plausible row holds NaN, or the minimum sums
-            to more than 1 + 1e-6.
+            to more than one beyond rounding (``mass_tolerance``).
 
     >>> log_min, log_ask = wide_minimum(np.log([[0.5, 0.5], [0.75, 0.25]]))
     >>> np.exp(log_min).round(6), float(np.exp(log_ask).round(6))
@@ -72,7 +71,7 @@ def _numpy_minimum(log_rows: NDArray[Any], plausible: NDArray[np.bool_] | None) 
     if rows.dtype == np.float64:
         with np.errstate(over="ignore"):
             np.exp(log_min).sum(axis=-1, out=masses)  # the kernel's exp is float32
-    _check_mass(_log_remainders_into(masses, log_ask))
+    _check_mass(_log_remainders_into(masses, log_ask), mass_tolerance(rows))
     return log_min.reshape(*groups, n_symbols), log_ask.reshape(groups)[()]
 
 
@@ -85,7 +84,7 @@ def _torch_minimum(log_rows: Array, plausible: Array | None) -> tuple[Array, Arr
     log_mass = log_min.logsumexp(-1)
     if bool(xp.any(xp.isnan(log_mass))):
         raise ValueError(_NAN)
-    _check_mass(float(log_mass.detach().exp().max()))
+    _check_mass(float(log_mass.detach().exp().max()), mass_tolerance(log_rows))
     below_one = log_mass < 0
     # Selecting on both sides keeps log(0) out of the gradient.
     log_ask = xp.where(below_one, xp.log(-xp.expm1(xp.where(below_one, log_mass, -1.0))), -inf)
@@ -96,8 +95,8 @@ _NONE_PLAUSIBLE = "plausible must leave at least one row in each group, got a gr
 _NAN = "log_rows must hold no NaN in a plausible row; write -inf for probability 0"
 
 
-def _check_mass(mass: float) -> None:
-    if mass > 1 + _MASS_TOLERANCE:
+def _check_mass(mass: float, tolerance: float) -> None:
+    if mass > 1 + tolerance:
         raise ValueError(
             f"log_rows must be log-probabilities: their minimum sums to {mass:.9g}, more than 1; normalise each row"
         )

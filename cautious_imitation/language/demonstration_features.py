@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from cautious_imitation.atomic_files import replacing, write_text
 from cautious_imitation.demonstrations import Demonstrations, Evidence
-from cautious_imitation.language.model import LanguageModel
+from cautious_imitation.language.model import Reader
 
 Tensor = torch.Tensor
 
@@ -45,7 +45,7 @@ class DemonstrationFeatures:
 
 
 def read_demonstrations(
-    model: LanguageModel,
+    model: Reader,
     demonstrations: Demonstrations,
     *,
     evidence: Evidence = "demonstrator",
@@ -55,7 +55,7 @@ def read_demonstrations(
     """Read demonstrations, one forward pass of the model over each, whatever is to be learned from them.
 
     Args:
-        model: the language model that reads.
+        model: the language model that reads, or several read as one.
         demonstrations: sequences of its tokens.
         evidence: whose tokens are learned, as in ``Demonstrations.learned``.
         cache: folder for what was read. Reading that was interrupted goes on where it stopped, and is not repeated.
@@ -82,7 +82,7 @@ _Batch = list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]
 """Index, tokens ``[T]`` and learned positions of each sequence."""
 
 
-def _batches(model: LanguageModel, demonstrations: Demonstrations, evidence: Evidence) -> Iterator[_Batch]:
+def _batches(model: Reader, demonstrations: Demonstrations, evidence: Evidence) -> Iterator[_Batch]:
     """Neighbouring sequences that fit into one forward pass together, padding included."""
     batch: _Batch = []
     longest, anything = 0, False
@@ -94,7 +94,7 @@ def _batches(model: LanguageModel, demonstrations: Demonstrations, evidence: Evi
         _check_sequence(model, index, sequence, learned)
         anything = True
         longest = max(longest, len(sequence))
-        if batch and longest * (len(batch) + 1) > _TOKENS_AT_ONCE:
+        if batch and longest * (len(batch) + 1) * model.rows_per_context > _TOKENS_AT_ONCE:
             yield batch
             batch, longest = [], len(sequence)
         batch.append((index, sequence, np.flatnonzero(learned)))
@@ -104,7 +104,7 @@ def _batches(model: LanguageModel, demonstrations: Demonstrations, evidence: Evi
         raise ValueError(f'demonstrations must hold something to learn under evidence="{evidence}", got nothing')
 
 
-def _check_sequence(model: LanguageModel, index: int, sequence: NDArray[np.int64], learned: NDArray[np.bool_]) -> None:
+def _check_sequence(model: Reader, index: int, sequence: NDArray[np.int64], learned: NDArray[np.bool_]) -> None:
     wrong = sequence[learned & (sequence >= model.n_symbols)]
     if len(wrong):
         raise ValueError(
@@ -118,7 +118,7 @@ def _check_sequence(model: LanguageModel, index: int, sequence: NDArray[np.int64
         )
 
 
-def _read(model: LanguageModel, batch: _Batch, path: Path | None) -> dict[str, Tensor]:
+def _read(model: Reader, batch: _Batch, path: Path | None) -> dict[str, Tensor]:
     """One forward pass over sequences padded on the right, where no earlier position can see it."""
     longest = max(1, *(len(sequence) - 1 for _, sequence, _ in batch))
     tokens = torch.zeros((len(batch), longest), dtype=torch.long)
@@ -131,7 +131,7 @@ def _read(model: LanguageModel, batch: _Batch, path: Path | None) -> dict[str, T
             parts.append(model.read([[]]).features)
         parts.append(features[i, torch.from_numpy(positions[positions > 0] - 1).to(features.device)])
     found = {
-        "features": torch.cat(parts).to(model.head.weight.dtype).cpu(),
+        "features": torch.cat(parts).to(model.computed_dtype).cpu(),
         "tokens": torch.from_numpy(np.concatenate([sequence[positions] for _, sequence, positions in batch])),
         "sequences": torch.from_numpy(np.concatenate([np.full(len(p), index) for index, _, p in batch])),
     }
@@ -148,12 +148,20 @@ def _stored(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged ({error}); delete it, and it is read again") from error
 
 
-def _fingerprint(model: LanguageModel, demonstrations: Demonstrations, evidence: Evidence) -> str:
-    """Digest of what the features depend on; of each weight matrix its first values stand for the rest."""
-    digest = sha256(f"{_SCHEMA} {evidence} {_TOKENS_AT_ONCE} {model.start_token} {model.n_symbols}".encode())
+def model_digest(model: Reader) -> str:
+    """Digest of what a model's predictions depend on; of each weight matrix 64 values stand for the rest."""
+    digest = sha256(f"{model.start_token} {model.n_symbols} {model.recent}".encode())
     for name, parameter in model.network.named_parameters():
-        start = parameter.detach().reshape(-1)[:64].to("cpu", torch.float32).numpy()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + start.tobytes())
+        values = parameter.detach().reshape(-1)
+        # Spread over the whole, since adapters that are stacked share a parameter.
+        some = values[:: max(1, len(values) // 64)][:64].to("cpu", torch.float32).numpy()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + some.tobytes())
+    return digest.hexdigest()
+
+
+def _fingerprint(model: Reader, demonstrations: Demonstrations, evidence: Evidence) -> str:
+    """Digest of what the features depend on."""
+    digest = sha256(f"{_SCHEMA} {evidence} {_TOKENS_AT_ONCE} {model_digest(model)}".encode())
     for sequence, actors in zip(demonstrations.sequences, demonstrations.actors, strict=True):
         digest.update(sequence.tobytes() + actors.tobytes())
     return digest.hexdigest()

@@ -6,8 +6,9 @@ All have three actions and contexts of the symbols 0..3, where 3 is context only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, is_dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,18 @@ from numpy.typing import NDArray
 
 from cautious_imitation.hypotheses.base import Hypotheses
 from cautious_imitation.hypotheses.context_tree import ContextTree
+from cautious_imitation.hypotheses.event_refined import EventRefined
+from cautious_imitation.hypotheses.event_set import EventSet, SingleAction
+from cautious_imitation.hypotheses.events import EmptyReplies
 from cautious_imitation.hypotheses.finite import FiniteHypotheses
+from cautious_imitation.hypotheses.gaussian_head import GaussianHead
+from cautious_imitation.hypotheses.language_models import LanguageModels
+from cautious_imitation.hypotheses.logit_adapters import LogitAdapters
+from cautious_imitation.hypotheses.logit_ball import LogitBall
+from cautious_imitation.hypotheses.low_rank_heads import LowRankHeads
+from cautious_imitation.language.model_stack import ModelStack
 from cautious_imitation.plausible_sets import PlausibleSet
+from tests.tiny_models import tiny_model
 
 N_SYMBOLS, N_CONTEXT_SYMBOLS = 3, 4
 
@@ -35,11 +46,13 @@ class Implementation:
         name: shown in the test's name.
         make: a new instance that has learned nothing.
         load: reads what ``save`` wrote.
+        mixture_learns: whether learning moves the mixture; where not, only how sure the class is of it.
     """
 
     name: str
     make: Callable[[], Hypotheses]
     load: Callable[[Path], Hypotheses] = field(repr=False)
+    mixture_learns: bool = True
 
 
 class CausalNetwork(torch.nn.Module):
@@ -94,6 +107,48 @@ def finite(name: str, members: list[Any], functions: tuple[int, ...] = (), **set
     return Implementation(f"FiniteHypotheses {name}", make, load)
 
 
+def language_models() -> Implementation:
+    models = [tiny_model(seed=seed) for seed in (1, 2, 3)]
+    return Implementation(
+        "LanguageModels", lambda: LanguageModels(models), lambda folder: LanguageModels.load(folder, models)
+    )
+
+
+def low_rank_heads() -> Implementation:
+    model = tiny_model(seed=4)
+    generator = torch.Generator().manual_seed(0)
+    shapes = (4, 2, model.n_features), (4, 3, 2), (4, 3)
+    changes = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    adapters = LogitAdapters(torch.tensor([0, 2]), *changes)
+    return Implementation(
+        "LowRankHeads", lambda: LowRankHeads(model, adapters), lambda folder: LowRankHeads.load(folder, model)
+    )
+
+
+def gaussian_head(**settings: Any) -> Implementation:
+    model = tiny_model(seed=7)
+    return Implementation(
+        "GaussianHead " + ", ".join(map(str, settings.values())),
+        lambda: GaussianHead(model, **settings),
+        lambda folder: GaussianHead.load(folder, model),
+        mixture_learns=False,
+    )
+
+
+def event_refined(name: str, **settings: Any) -> Implementation:
+    """Replies begin after the symbol that is context only."""
+    stack = ModelStack([tiny_model(seed=seed) for seed in (5, 6)])
+
+    def make() -> EventRefined:
+        events = EmptyReplies(N_SYMBOLS, start_suffix=[N_CONTEXT_SYMBOLS - 1], **settings)
+        return EventRefined(LanguageModels(stack), events)
+
+    def load(folder: Path) -> EventRefined:
+        return EventRefined.load(folder, stack, language=LanguageModels.load(folder / "language", stack))
+
+    return Implementation(f"EventRefined {name}", make, load)
+
+
 IMPLEMENTATIONS = (
     tree(leaf="kt"),
     tree(leaf="kt", plausible="total"),
@@ -106,6 +161,12 @@ IMPLEMENTATIONS = (
     finite("switching", tables(), switching_rate=0.05),
     finite("functions", [shrinking, tables()[2], uniform], (0, 2)),
     finite("torch", [CausalNetwork(1), CausalNetwork(2), CausalNetwork(3)], (0, 1, 2)),
+    language_models(),
+    low_rank_heads(),
+    gaussian_head(covariance="isotropic"),
+    gaussian_head(covariance="fisher", ridge=0.3),
+    event_refined("memory", end_tokens=[0], memory=1),
+    event_refined("two end", end_tokens=[0, 1]),
 )
 
 
@@ -150,15 +211,74 @@ def kl(pi: Floats, log_nu: Floats) -> float:
     return float(sum(p * (np.log(p) - q) for p, q in zip(pi, log_nu, strict=True) if p > 0))
 
 
-def sampled_members(members: PlausibleSet, rng: np.random.Generator) -> Iterator[Floats]:
+def arrays_of(members: Any) -> Iterator[Any]:
+    """All that a plausible set holds, that of sets within it too, as arrays."""
+    if isinstance(members, tuple) or is_dataclass(members):
+        for value in members if isinstance(members, tuple) else vars(members).values():
+            yield from arrays_of(value)
+    else:
+        yield np.asarray(members)
+
+
+def balls(members: Any) -> Iterator[tuple[Floats, float]]:
+    """Centre ``[V]`` and radius in nats of each plausible ball at one context."""
+    if isinstance(members, EventSet):
+        yield from combined(members, balls)
+    elif isinstance(members, LogitBall):
+        log_centre, *others = sampled_members(members, np.random.default_rng(0))
+        yield log_centre, max(kl(np.exp(log_centre), log_nu) for log_nu in others)
+    else:
+        centres, radii = np.asarray(members.log_centres), np.asarray(members.radii_nats)
+        yield from zip(centres[members.plausible], radii[members.plausible], strict=True)
+
+
+def combined(
+    members: EventSet, of: Callable[[PlausibleSet], Iterable[tuple[Floats, float]]]
+) -> Iterator[tuple[Floats, float]]:
+    """Each way to put one of ``of(set)`` for the events and one for every event together; the radius of the former."""
+    [part] = members.parts
+
+    def among(known: Any) -> list[tuple[Floats, float]]:
+        if isinstance(known, SingleAction):
+            return [(np.zeros(N_SYMBOLS), 0.0)]
+        return list(of(replace(known, **{name: value[0] for name, value in vars(known).items()})))
+
+    of_events = [(np.zeros(1), 0.0)] if part.tree is None else among(part.tree)
+    for (log_events, radius), *within in product(of_events, *map(among, part.within)):
+        log_nu = np.full(N_SYMBOLS, -np.inf)
+        for member, log_event, (inside, _) in zip(part.members.numpy(), log_events, within, strict=True):
+            log_nu[member] = log_event + inside[member]
+        yield log_nu, radius
+
+
+def shifted(members: LogitBall, rng: np.random.Generator) -> Iterator[Floats]:
+    """The centre, and members on the boundary and within: along each logit, towards each action, and anywhere."""
+    log_centre, radius = np.asarray(members.log_centre), float(members.radius)
+    scale = np.ones(len(log_centre)) if members.scale is None else np.asarray(members.scale)
+    axes, towards = np.eye(len(log_centre)), np.eye(len(log_centre)) - np.exp(log_centre)
+    yield log_centre
+    for direction in (*axes, *-axes, *(scale * towards), *-(scale * towards), *rng.normal(size=(6, len(log_centre)))):
+        length = float(np.linalg.norm(direction))
+        for share in (1.0, rng.random()):
+            shift = scale * direction * (share * radius / length if length else 0.0)
+            yield log_centre + shift - np.logaddexp.reduce(log_centre + shift)
+
+
+def sampled_members(members: Any, rng: np.random.Generator) -> Iterator[Floats]:
     """Log-probabilities ``[V]`` of distributions in the set at one context: centres, and points of every ball."""
-    centres, radii = np.asarray(members.log_centres), np.asarray(members.radii_nats)
-    for log_centre, radius in zip(centres[members.plausible], radii[members.plausible], strict=True):
+    if isinstance(members, EventSet):
+        for log_nu, _ in combined(members, lambda known: ((member, 0.0) for member in sampled_members(known, rng))):
+            yield log_nu
+        return
+    if isinstance(members, LogitBall):
+        yield from shifted(members, rng)
+        return
+    for log_centre, radius in balls(members):
         centre = np.exp(log_centre)
         yield log_centre
         if radius == 0:
             continue
-        for other in rng.dirichlet(np.full(N_SYMBOLS, 0.3), size=3):
+        for other in rng.dirichlet(np.full(len(centre), 0.3), size=3):
             low, high = 0.0, 1.0
             for _ in range(50):
                 middle = 0.5 * (low + high)

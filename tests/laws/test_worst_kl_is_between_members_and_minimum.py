@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 
-from tests.laws.table import alphas, contexts, drawn, kl, like, logs, policies, sampled_members
+from tests.laws.table import alphas, balls, contexts, drawn, kl, like, logs, policies, sampled_members
 
 
 @drawn
@@ -21,8 +21,6 @@ def test_worst_kl_is_between_members_and_minimum(trained, context, alpha, pi):
 @given(context=contexts, alpha=alphas)
 def test_doing_as_one_member_costs_at_least_its_radius(trained, context, alpha):
     """What was seen is not known better than the ball around it: KL(p || theta) = radius on its boundary."""
-    members = trained.plausible(context, alpha)
-    centres, radii = np.asarray(members.log_centres), np.asarray(members.radii_nats)
-    for log_centre, radius in zip(centres[members.plausible], radii[members.plausible], strict=True):
+    for log_centre, radius in balls(trained.plausible(context, alpha)):
         worst = float(trained.worst_kl(context, like(trained, log_centre), alpha))
         assert worst >= radius * (1 - 1e-9) - 1e-12
