@@ -52,7 +52,7 @@ pytest: $(VENV)/dev.stamp ## tests, doctests, and the code blocks of README and 
 	@echo "==> pytest"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) pytest --quiet -n $(WORKERS) --dist loadfile $(ARGS)
 
-bench: $(VENV)/dev.stamp ## every benchmark in baselines/, one after another
+bench: $(VENV)/chat.stamp ## every benchmark in baselines/, one after another
 	@for script in $(BENCHMARKS); do echo "==> $$script"; $(BIN)/python "$$script" || exit 1; done
 
 readme: compare ## rewrite the table and figure in README.md from a default comparison

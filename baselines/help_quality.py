@@ -15,6 +15,7 @@ Scores of a reply's tokens, each before the token is seen, averaged over the age
 
 - ask: the probability of asking, at the ``alpha`` at which that is 10 % on average on a part of the held-out chats
   that is not looked at again;
+- radius: how far the plausible logits reach, where a class has such a number: the minimax radius to first order;
 - charge: what minimax caution charges at that ``alpha`` for doing what the imitator does when it acts, in nats: how
   wide the plausible set is;
 - one minus the model's largest probability, its entropy, and the variance of probabilities between members.
@@ -70,6 +71,7 @@ EMPTY_REPLIES = 10
 TOKENS_AT_ONCE = 256
 TAIL = 16
 TUNING_TOKENS = 1_000
+NOISE = 0.25
 CONTEXT = 384
 ROUNDING = 1e-6
 ENVIRONMENT = int(actor_codes(["environment"])[0])
@@ -200,6 +202,11 @@ def charged(hypotheses: Any, read: Read, alpha: float) -> Floats:
     return concatenated(hypotheses.worst_kl(part, log_min.log_softmax(-1), alpha) for part, log_min in found)
 
 
+def reached(hypotheses: Any, read: Read, alpha: float) -> Floats:
+    """Radius of the plausible set before each token, ``[N]`` logits."""
+    return concatenated(hypotheses.radius(part, alpha) for part in read.blocks())
+
+
 def uncertain(model: LanguageModel, read: Read, kind: str) -> Floats:
     """What the network alone says about its uncertainty before each token, ``[N]``."""
     found = (model.log_probs(part.features) for part in read.blocks())
@@ -250,31 +257,43 @@ class Silence:
     asked_after_one: float
 
 
-def silence(hypotheses: Any, chats: list[Chat], alpha: float) -> Silence:
-    """Put empty replies into chats, and see what they cost and what they change."""
-    tokenizer = hypotheses.model.tokenizer
-    end = EmptyReplies.for_tokenizer(tokenizer, hypotheses.n_symbols).end_tokens[0]
-    costs: dict[str, list[list[float]]] = {"bayesian": [], "cautious": []}
-    after = []
-    for chat in chats:
-        nothing = [said(True, ""), chat[1]]
-        rows = [
-            torch.from_numpy(chat_context(tokenizer, chat[:2] + i * nothing)[-CONTEXT:]) for i in range(EMPTY_REPLIES)
-        ]
-        reading = hypotheses.model.read(rows)
-        costs["bayesian"].append((-hypotheses.mixture(reading)[:, end]).tolist())
-        costs["cautious"].append((-hypotheses.plausible_min(reading, alpha)[:, end]).tolist())
-        whole = tokenized_chats([{"messages": chat[:2] + nothing + chat[2:3]}], tokenizer)
-        sequence, actors = whole.sequences[0], whole.actors[0].copy()
-        actors[: len(chat_context(tokenizer, chat[:2] + nothing))] = ENVIRONMENT
-        after.append(Demonstrations((sequence[:CONTEXT],), (actors[:CONTEXT],)))
-    cautious = np.array(costs["cautious"])
-    replies = Demonstrations(tuple(one.sequences[0] for one in after), tuple(one.actors[0] for one in after))
+@dataclass(frozen=True)
+class Loops:
+    """Chats with empty replies put into them, read once for all classes.
+
+    Attributes:
+        openings: what stands before the 1st, 2nd, ... empty reply, a ``Reading`` of 10 a chat.
+        replies: the agent's real next reply, after one empty reply.
+    """
+
+    openings: list[Reading]
+    replies: Read
+
+    @classmethod
+    def of(cls, model: LanguageModel, chats: list[Chat]) -> Loops:
+        tokenizer, openings, sequences, actors = model.tokenizer, [], [], []
+        for chat in chats:
+            nothing = [said(True, ""), chat[1]]
+            looped = [chat_context(tokenizer, chat[:2] + i * nothing) for i in range(EMPTY_REPLIES)]
+            openings.append(model.read([torch.from_numpy(tokens[-CONTEXT:]) for tokens in looped]))
+            whole = tokenized_chats([{"messages": chat[:2] + nothing + chat[2:3]}], tokenizer)
+            actor = whole.actors[0].copy()
+            actor[: len(looped[1])] = ENVIRONMENT
+            sequences.append(whole.sequences[0][:CONTEXT])
+            actors.append(actor[:CONTEXT])
+        return cls(openings, Read.of(model, Demonstrations(tuple(sequences), tuple(actors))))
+
+
+def silence(hypotheses: Any, loops: Loops, alpha: float) -> Silence:
+    """What empty replies cost, and what they change."""
+    end = EmptyReplies.for_tokenizer(hypotheses.model.tokenizer, hypotheses.n_symbols).end_tokens[0]
+    bayesian = np.array([(-hypotheses.mixture(reading)[:, end]).tolist() for reading in loops.openings])
+    cautious = np.array([(-hypotheses.plausible_min(reading, alpha)[:, end]).tolist() for reading in loops.openings])
     return Silence(
-        np.median(costs["bayesian"], axis=0).tolist(),
+        np.median(bayesian, axis=0).tolist(),
         np.median(cautious, axis=0).tolist(),
         float((cautious >= cautious[:, :1] - ROUNDING).all(1).mean()),
-        float(asked(hypotheses, Read.of(hypotheses.model, replies), alpha).mean()),
+        float(asked(hypotheses, loops.replies, alpha).mean()),
     )
 
 
@@ -282,11 +301,13 @@ def classes(model: LanguageModel, shown: Demonstrations, cache: Path, seed: int,
     """The classes of hypotheses that are wanted, fitted to the same demonstrations."""
     events = EmptyReplies.for_tokenizer(model.tokenizer, model.n_symbols)
     makers: dict[str, Callable[[], Any]] = {
-        "gaussian": lambda: GaussianHead(model).fit(shown, cache=cache, progress=True),
-        "gaussian fisher": lambda: GaussianHead(model, covariance="fisher").fit(shown, cache=cache),
-        "gaussian recent": lambda: GaussianHead(model, reads="recent").fit(shown, cache=cache),
+        "gaussian": lambda: GaussianHead(model, noise=NOISE).fit(shown, cache=cache, progress=True),
+        "gaussian fisher": lambda: GaussianHead(model, covariance="fisher", noise=NOISE).fit(shown, cache=cache),
+        "gaussian recent": lambda: GaussianHead(model, reads="recent", noise=NOISE).fit(shown, cache=cache),
         "low rank": lambda: LowRankHeads.train(model, shown, seed=seed, cache=cache, progress=True),
-        "events": lambda: EventRefined(GaussianHead(model, reads="recent"), events).fit(shown, cache=cache),
+        "events": lambda: EventRefined(GaussianHead(model, reads="recent", noise=NOISE), events).fit(
+            shown, cache=cache
+        ),
     }
     unknown = sorted(set(names) - set(makers))
     if unknown:
@@ -299,12 +320,12 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="hub id, folder, .gguf file, or small-gpt; default SmolLM2")
     parser.add_argument("--dtype", default=None, help="precision of the weights, such as bfloat16")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tokens", type=int, default=100_000, help="tokens of demonstrations, both speakers'")
+    parser.add_argument("--tokens", type=int, default=280_000, help="tokens of demonstrations, both speakers'")
     parser.add_argument("--texts", type=int, default=100, help="texts of each kind")
-    parser.add_argument("--length", type=int, default=192, help="tokens of a text")
+    parser.add_argument("--length", type=int, default=384, help="tokens of a text")
     parser.add_argument("--cache", type=Path, default=Path("runs/help-quality"), help="keeps what was read")
     parser.add_argument("--classes", default="", help="only these, separated by commas")
-    parser.add_argument("--every", type=int, default=3, help="score every so many of the agent's tokens")
+    parser.add_argument("--every", type=int, default=6, help="score every so many of the agent's tokens")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     model = recent_model(arguments.model, arguments.device, arguments.dtype)
@@ -329,14 +350,16 @@ def main() -> None:
     if "low rank" in fitted:
         variance = {kind: disagreeing(fitted["low rank"], read) for kind, read in reads.items()}
         rows.append(row("low rank", "variance", variance, reads))
+    openings = [chat for chat in held_out if len(chat) > 2 and all(message["content"] for message in chat[:3])]
+    loops = Loops.of(model, openings[: half // 3])
     quiet: dict[str, Silence] = {}
     for name, hypotheses in fitted.items():
         alpha = alpha_at(hypotheses, tuning.thinned(TUNING_TOKENS), ASK_RATE)
-        for score, measure in (("ask", asked), ("charge", charged)):
+        measures = {"ask": asked, "charge": charged} | ({"radius": reached} if hasattr(hypotheses, "radius") else {})
+        for score, measure in measures.items():
             scores = {kind: measure(hypotheses, read, alpha) for kind, read in reads.items()}
             rows.append(row(name, score, scores, reads, alpha))
-        talk = [chat for chat in held_out if chat[0]["role"] == "assistant" and len(chat) > 2][: half // 2]
-        quiet[name] = silence(hypotheses, [c for c in talk if all(m["content"] for m in c[:3])], alpha)
+        quiet[name] = silence(hypotheses, loops, alpha)
     show(rows, quiet, f"{len(shown)} chats, {shown.n_learned()} tokens of the agent's; {half} texts a kind")
     print(json.dumps({"benchmark": "help_quality", "rows": rows, "silence": {k: vars(q) for k, q in quiet.items()}}))
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cautious_imitation import CompareConfig
+from tests.tiny_folders import write_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,3 +92,34 @@ def test_tree_throughput() -> None:
     for kt, bayesml in ((rows[0], rows[2]), (rows[4], rows[6])):
         assert kt["log_loss_difference_nats"] < 1e-6, "kt leaves and bayesml must learn the same model"
         assert kt["times_bayesml"] == pytest.approx(kt["symbols_per_second"] / bayesml["symbols_per_second"])
+
+
+def test_decode_speed(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    sizes = ("--batch", "2", "--context", "6", "--steps", "2", "--heads", "2", "--rank", "2", "--support", "20")
+    rows = figures("decode_speed", "--model", str(tmp_path), *sizes)["rows"]
+    cautions = [f"{kind} {caution}" for kind in ("low-rank", "gaussian") for caution in ("pointwise", "minimax")]
+    assert [row["what"] for row in rows] == ["plain", *cautions]
+    for row in rows:
+        assert row["milliseconds"] > 0
+        assert row["time_ratio"] > 0
+
+
+def test_help_quality(tmp_path: Path) -> None:
+    sizes = ("--tokens", "4000", "--texts", "6", "--length", "96", "--every", "8", "--cache", str(tmp_path))
+    found = figures("help_quality", "--model", "small-gpt", "--classes", "gaussian recent,events", *sizes)
+    names = [(row["class"], row["score"]) for row in found["rows"]]
+    assert names[:5] == [
+        ("network", "max-prob"),
+        ("network", "entropy"),
+        ("gaussian recent", "ask"),
+        ("gaussian recent", "charge"),
+        ("gaussian recent", "radius"),
+    ]
+    for row in found["rows"]:
+        assert all(0 <= share <= 1 for share in row["auroc"].values())
+    asks = {row["class"]: row["mean"]["held out"] for row in found["rows"] if row["score"] == "ask"}
+    assert all(0 < rate < 0.3 for rate in asks.values())
+    silence = found["silence"]["events"]
+    assert silence["never_cheaper"] == 1
+    assert len(silence["bayesian_nats"]) == 10

@@ -39,14 +39,14 @@ class GaussianHead(FeatureHypotheses):
     ellipsoid of heads.
 
     With H the N features learned, a head's logits at feature h are z + delta, delta independent from token to token,
-    of standard deviation sqrt(leverage) times a factor of the token's:
+    of standard deviation noise sqrt(leverage) times a factor of the token's:
 
-        leverage = h' (H'H + ridge I)^-1 h,   |delta / factor| <= sqrt(2 log(1 / alpha)) sqrt(leverage)
+        leverage = h' (H'H + ridge I)^-1 h,   |delta / factor| <= noise sqrt(2 log(1 / alpha)) sqrt(leverage)
 
     for the heads that are plausible, those whose density at this context is at least ``alpha`` times the largest.
 
-    - ``covariance="isotropic"``: factor 1, the posterior of a least-squares head. A softmax head is less certain, the
-      more so the rarer the token.
+    - ``covariance="isotropic"``: factor 1, the posterior of a least-squares head that sees its logits with ``noise``. A
+      softmax head is less certain, the more so the rarer the token.
     - ``covariance="fisher"``: the Laplace approximation of a softmax head, token by token. With f_a the mean of
       p_a (1 - p_a) where the demonstrator was seen, weights of token a have precision f_a H'H + ridge I. Its logit then
       has a variance of at most leverage / (f_a + (1 - f_a) kappa), where kappa = ridge leverage / |h|^2 is the part of
@@ -60,6 +60,8 @@ class GaussianHead(FeatureHypotheses):
         model: the frozen language model.
         ridge: prior precision of each weight, positive; small ones make undemonstrated directions wilder.
         covariance: ``"isotropic"`` or ``"fisher"``.
+        noise: standard deviation in nats of what one demonstrated token says about a logit, positive. Nothing but
+            measuring says what it should be: with ``alpha`` it sets how much is asked.
         bound: ``"guaranteed"``, or ``"first-order"`` for the cheaper values by the gradient, which are too sure.
         reads: which features dW reads: ``"last"``, those of the model's own head; ``"recent"``, the second half that
             ``RecentContext`` adds, so that it is the kind of text that has to be familiar; or ``"both"``.
@@ -87,6 +89,7 @@ class GaussianHead(FeatureHypotheses):
         *,
         ridge: float = 1.0,
         covariance: Covariance = "isotropic",
+        noise: float = 1.0,
         bound: Bound = "guaranteed",
         reads: Reads = "last",
     ) -> None:
@@ -95,6 +98,8 @@ class GaussianHead(FeatureHypotheses):
             raise ValueError(f"model must be a single LanguageModel, got {type(model).__name__}")
         if not 0 < ridge < float("inf"):
             raise ValueError(f"ridge must be positive and finite, got {ridge!r}; it is the prior precision of a weight")
+        if not 0 < noise < float("inf"):
+            raise ValueError(f"noise must be positive and finite, got {noise!r}; smaller asks less")
         for name, value, known in (("covariance", covariance, Covariance), ("bound", bound, Bound)):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
@@ -104,6 +109,7 @@ class GaussianHead(FeatureHypotheses):
                 "with recent=RecentContext()"
             )
         self.ridge = float(ridge)
+        self.noise = float(noise)
         self.covariance: Covariance = covariance
         self.bound: Bound = bound
         self.reads: Reads = reads
@@ -129,7 +135,7 @@ class GaussianHead(FeatureHypotheses):
         Raises:
             ValueError: if ``alpha`` is outside (0, 1].
         """
-        return _width(alpha) * self.leverage(context).sqrt()
+        return self.noise * _width(alpha) * self.leverage(context).sqrt()
 
     @torch.no_grad()
     def mixture_from(self, features: Tensor, given: Tensor | None = None) -> Tensor:
@@ -149,7 +155,7 @@ class GaussianHead(FeatureHypotheses):
         Among ``given`` actions the heads' logits are those of the same ball, projected: its centre changes, its radius
         does not.
         """
-        width, read = _width(alpha), self._read(features)
+        width, read = self.noise * _width(alpha), self._read(features)
         leverage = self._leverage(read)
         scale = None if self.covariance == "isotropic" else self._scale(read, leverage).to(self.model.dtype)
         radius = (width * leverage.sqrt()).to(self.model.dtype)
@@ -197,6 +203,7 @@ class GaussianHead(FeatureHypotheses):
             "n_learned": self.n_learned,
             "ridge": self.ridge,
             "covariance": self.covariance,
+            "noise": self.noise,
             "bound": self.bound,
             "reads": self.reads,
             "model": model_digest(self.model),

@@ -29,6 +29,7 @@ KL to the pointwise minimum is a bound as well.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import log, sqrt
 from typing import Literal, TypeAlias, get_args
 
@@ -93,8 +94,7 @@ class LogitBall:
     @torch.no_grad()
     def minimum(self) -> Tensor:
         """Pointwise minimum over the ball, or what the bound makes of it: ``[..., V]`` log-probabilities in nats."""
-        drop, _ = self._drop(_Centre(self.log_centre))
-        return torch.sub(self.log_centre, drop, out=drop)
+        return self.log_centre - self._dropped[0]
 
     def worst_kl(self, log_pi: Tensor) -> Tensor:
         """max KL(pi || nu) over the ball, or what the bound makes of it, in nats: ``[...]`` for ``log_pi [..., V]``.
@@ -107,11 +107,10 @@ class LogitBall:
         self._check(log_pi, "log_pi")
         guaranteed = self.bound == "guaranteed"
         with torch.no_grad():
-            centre = _Centre(self.log_centre)
+            p = self._centre.probabilities()
             if guaranteed:
-                drop, log_raised = self._drop(centre)
-                beyond_linear = self._beyond_linear(centre, log_raised)
-            p = centre.into_probabilities()
+                drop, log_raised = self._dropped
+                beyond_linear = self._beyond_linear(self._centre, log_raised)
         pi = log_pi.exp()
         difference = p.sub_(pi)
         if self.scale is not None:
@@ -157,13 +156,19 @@ class LogitBall:
             return replace(self, radius=torch.zeros_like(self.radius)).contains(log_tau, tolerance_nats)
         return self.contains(log_tau, tolerance_nats)
 
-    def _drop(self, centre: _Centre) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def _centre(self) -> _Centre:
+        return _Centre(self.log_centre)
+
+    @cached_property
+    @torch.no_grad()
+    def _dropped(self) -> tuple[Tensor, Tensor]:
         """How far the minimum lies below the centre: ``[..., V]`` nats, at least 0; finite for excluded actions too.
 
         Also ``[..., 1]``: log(1 + |p (exp(s r) - 1)|), by how much raising logits can raise the log-sum-exp; 0 if the
         bound is of first order.
         """
-        radius = self.radius[..., None]
+        centre, radius = self._centre, self.radius[..., None]
         if self.bound == "first-order":
             return _first_order_drop(centre, radius, self.scale), torch.zeros_like(radius)
         if self.scale is None:
@@ -186,7 +191,7 @@ class LogitBall:
             linear = (centre.square + top.square()).sqrt() * radius
         else:
             own = self.scale * radius
-            p = centre.others.scatter(-1, centre.index, top)
+            p = centre.probabilities()
             scale = torch.where(self.log_centre > -torch.inf, self.scale, 0.0)
             widest = scale.topk(min(2, scale.shape[-1])).values
             relative = own.square().add_(own.gather(-1, centre.index).square()).sqrt_()
@@ -231,9 +236,9 @@ class _Centre:
         if not bool((self.rest > number.tiny / number.eps).all()):
             self.log_rest = log_centre.scatter(-1, self.index, -torch.inf).logsumexp(-1, keepdim=True)
 
-    def into_probabilities(self) -> Tensor:
-        """p, ``[..., V]``, in the place of ``others``, which are gone then."""
-        return self.others.scatter_(-1, self.index, self.top)
+    def probabilities(self) -> Tensor:
+        """p, ``[..., V]``, a new tensor."""
+        return self.others.scatter(-1, self.index, self.top)
 
     def off_norms(self) -> Tensor:
         """|q|, q being p given that it is not the token: ``[..., V]``, a new tensor."""

@@ -32,7 +32,7 @@ class RecentContext:
     """
 
     layer: float = 2 / 3
-    horizon_tokens: float = 24.0
+    horizon_tokens: float = 64.0
 
     def __post_init__(self) -> None:
         if not 0 < self.layer <= 1:
