@@ -13,7 +13,7 @@ shown:
 
 Scores of a reply's tokens, each before the token is seen, averaged over the agent's tokens of a text:
 
-- ask: the probability of asking, at the ``alpha`` at which that is 8 % on average on a part of the held-out chats
+- ask: the probability of asking, at the ``alpha`` at which that is 7 % on average on a part of the held-out chats
   that is not looked at again;
 - radius: how far the plausible logits reach, where a class has such a number: the minimax radius to first order;
 - charge: what minimax caution charges at that ``alpha`` for doing what the imitator does when it acts, in nats: how
@@ -32,6 +32,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from importlib import import_module
 from importlib.resources import files
@@ -51,13 +52,14 @@ from cautious_imitation.demonstrations import Demonstrations, actor_codes
 from cautious_imitation.hypotheses.event_refined import EventRefined
 from cautious_imitation.hypotheses.events import EmptyReplies
 from cautious_imitation.hypotheses.gaussian_head import GaussianHead
+from cautious_imitation.hypotheses.language_models import LanguageModels
 from cautious_imitation.hypotheses.low_rank_heads import LowRankHeads
 from cautious_imitation.language.chats import chat_context, tokenized_chats
 from cautious_imitation.language.demonstration_features import model_digest, read_demonstrations
 from cautious_imitation.language.loading import load_language_model
-from cautious_imitation.language.model import LanguageModel, Reading
+from cautious_imitation.language.model import LanguageModel, Reader, Reading
 from cautious_imitation.language.recent_context import RecentContext
-from cautious_imitation.language.small_gpt import small_gpt
+from cautious_imitation.language.small_gpt import shipped_tokenizer, small_gpt, small_gpt_ensemble
 
 KINDS = ("languages", "code", "shuffled", "style")
 STYLE = ("ai", "computers", "history", "literature", "psychology", "science", "trivia")
@@ -66,7 +68,7 @@ MODULES = (
     *("typing", "unittest.case", "urllib.request", "zipfile"),
 )
 CODE_LINES = 6
-ASK_RATE = 0.08
+ASK_RATE = 0.07
 EMPTY_REPLIES = 10
 TOKENS_AT_ONCE = 256
 TAIL = 16
@@ -149,7 +151,7 @@ class Read:
     text: NDArray[np.int64]
 
     @classmethod
-    def of(cls, model: LanguageModel, demonstrations: Demonstrations) -> Read:
+    def of(cls, model: Reader, demonstrations: Demonstrations) -> Read:
         read = read_demonstrations(model, demonstrations, progress=True)
         rows = [
             torch.from_numpy(sequence[max(0, t - TAIL) : t].copy())
@@ -176,7 +178,8 @@ class Read:
 
 def asked(hypotheses: Any, read: Read, alpha: float) -> Floats:
     """Probability of asking before each token, ``[N]``."""
-    return concatenated(1 - hypotheses.plausible_min(part, alpha).exp().sum(-1) for part in read.blocks())
+    minima = (hypotheses.plausible_min(part, alpha) for part in read.blocks())
+    return concatenated((1 - log_min.exp().sum(-1)).clamp(min=0) for log_min in minima)
 
 
 def charged(hypotheses: Any, read: Read, alpha: float) -> Floats:
@@ -253,7 +256,7 @@ class Loops:
     replies: Read
 
     @classmethod
-    def of(cls, model: LanguageModel, chats: list[Chat]) -> Loops:
+    def of(cls, model: Reader, chats: list[Chat]) -> Loops:
         tokenizer, openings, sequences, actors = model.tokenizer, [], [], []
         for chat in chats:
             nothing = [said(True, ""), chat[1]]
@@ -265,6 +268,23 @@ class Loops:
             sequences.append(whole.sequences[0][:CONTEXT])
             actors.append(actor[:CONTEXT])
         return cls(openings, Read.of(model, Demonstrations(tuple(sequences), tuple(actors))))
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that is scored, as one reader reads it."""
+
+    tuning: Read
+    reads: dict[str, Read]
+    loops: Loops
+
+    @classmethod
+    def of(
+        cls, reader: Reader, tuning: Demonstrations, written: dict[str, Demonstrations], chats: list[Chat], every: int
+    ) -> Material:
+        reads = {kind: Read.of(reader, texts) for kind, texts in written.items()}
+        thinned = {kind: read.thinned(len(read.rows) // every) for kind, read in reads.items()}
+        return cls(Read.of(reader, tuning).thinned(TUNING_TOKENS), thinned, Loops.of(reader, chats))
 
 
 def silence(hypotheses: Any, loops: Loops, alpha: float) -> Silence:
@@ -280,18 +300,20 @@ def silence(hypotheses: Any, loops: Loops, alpha: float) -> Silence:
     )
 
 
-def classes(model: LanguageModel, shown: Demonstrations, cache: Path, seed: int, names: list[str]) -> dict[str, Any]:
+def classes(model: LanguageModel, shown: Demonstrations, folder: Path, seed: int, names: list[str]) -> dict[str, Any]:
     """The classes of hypotheses that are wanted, fitted to the same demonstrations."""
     events = EmptyReplies.for_tokenizer(model.tokenizer, model.n_symbols)
     makers: dict[str, Callable[[], Any]] = {
-        "gaussian": lambda: GaussianHead(model, noise=NOISE).fit(shown, cache=cache, progress=True),
-        "gaussian fisher": lambda: GaussianHead(model, covariance="fisher", noise=NOISE).fit(shown, cache=cache),
-        "gaussian recent": lambda: GaussianHead(model, reads="recent", noise=NOISE).fit(shown, cache=cache),
-        "low rank": lambda: LowRankHeads.train(model, shown, seed=seed, cache=cache, progress=True),
+        "gaussian": lambda: GaussianHead(model, noise=NOISE).fit(shown, cache=folder, progress=True),
+        "gaussian fisher": lambda: GaussianHead(model, covariance="fisher", noise=NOISE).fit(shown, cache=folder),
+        "gaussian recent": lambda: GaussianHead(model, reads="recent", noise=NOISE).fit(shown, cache=folder),
+        "low rank": lambda: LowRankHeads.train(model, shown, seed=seed, cache=folder, progress=True),
         "events": lambda: EventRefined(GaussianHead(model, reads="recent", noise=NOISE), events).fit(
-            shown, cache=cache
+            shown, cache=folder
         ),
     }
+    if model.tokenizer.get_vocab() == shipped_tokenizer().get_vocab():
+        makers["ensemble"] = lambda: LanguageModels(small_gpt_ensemble(device=model.device)).fit(shown, progress=True)
     unknown = sorted(set(names) - set(makers))
     if unknown:
         raise SystemExit(f"--classes must be among {', '.join(makers)}, got {', '.join(unknown)}")
@@ -322,27 +344,31 @@ def main() -> None:
     fitted = classes(model, shown, arguments.cache / digest(model, shown), arguments.seed, names)
     own = texts(iter(held_out), 2 * arguments.texts, arguments.length, model.tokenizer)
     half = arguments.texts
-    tuning = Read.of(model, Demonstrations(own.sequences[half:], own.actors[half:]))
-    reads = {"held out": Read.of(model, Demonstrations(own.sequences[:half], own.actors[:half]))}
+    tuning = Demonstrations(own.sequences[half:], own.actors[half:])
+    written = {"held out": Demonstrations(own.sequences[:half], own.actors[:half])}
     for kind in KINDS:
-        reads[kind] = Read.of(model, texts(foreign(kind, held_out, rng), half, arguments.length, model.tokenizer))
-    reads = {kind: read.thinned(len(read.rows) // arguments.every) for kind, read in reads.items()}
-    rows = []
+        written[kind] = texts(foreign(kind, held_out, rng), half, arguments.length, model.tokenizer)
+    openings = [chat for chat in held_out if len(chat) > 2 and all(message["content"] for message in chat[:3])]
+
+    @cache
+    def material(reader: Reader) -> Material:
+        return Material.of(reader, tuning, written, openings[: half // 3], arguments.every)
+
+    rows, reads = [], material(model).reads
     for name in ("max-prob", "entropy"):
         rows.append(row("network", name, {k: uncertain(model, read, name) for k, read in reads.items()}, reads))
     if "low rank" in fitted:
         variance = {kind: disagreeing(fitted["low rank"], read) for kind, read in reads.items()}
         rows.append(row("low rank", "variance", variance, reads))
-    openings = [chat for chat in held_out if len(chat) > 2 and all(message["content"] for message in chat[:3])]
-    loops = Loops.of(model, openings[: half // 3])
     quiet: dict[str, Silence] = {}
     for name, hypotheses in fitted.items():
-        alpha = alpha_at(hypotheses, tuning.thinned(TUNING_TOKENS), ASK_RATE)
+        found = material(hypotheses.model)
+        alpha = alpha_at(hypotheses, found.tuning, ASK_RATE)
         measures = {"ask": asked, "charge": charged} | ({"radius": reached} if hasattr(hypotheses, "radius") else {})
         for score, measure in measures.items():
-            scores = {kind: measure(hypotheses, read, alpha) for kind, read in reads.items()}
-            rows.append(row(name, score, scores, reads, alpha))
-        quiet[name] = silence(hypotheses, loops, alpha)
+            scores = {kind: measure(hypotheses, read, alpha) for kind, read in found.reads.items()}
+            rows.append(row(name, score, scores, found.reads, alpha))
+        quiet[name] = silence(hypotheses, found.loops, alpha)
     on = device_name(model.device)
     show(rows, quiet, f"{on}: {len(shown)} chats, {shown.n_learned()} tokens of the agent's; {half} texts a kind")
     print(json.dumps({"benchmark": "help_quality", "rows": rows, "silence": {k: vars(q) for k, q in quiet.items()}}))

@@ -91,6 +91,9 @@ class LogitAdapters:
         # Summed without the support rather than by subtracting it: what is left may be tiny.
         log_rest = _consumed_logsumexp(logits.index_fill(-1, self.support, -torch.inf))
         among = torch.cat([on_support, log_rest[..., None]], dim=-1)
+        # Normalised, so that ratios are small and what rounding leaves of a mass times a ratio is no charge.
+        log_total = among.logsumexp(-1, keepdim=True)
+        logits, among, log_rest = logits - log_total, among.sub_(log_total), log_rest - log_total[..., 0]
         log_totals = _consumed_logsumexp(changes + among[..., None, :])
         log_ratios = changes.sub_(log_totals[..., None])
         everyone = torch.ones((*shape, n_members), dtype=torch.bool, device=logits.device)
@@ -105,10 +108,10 @@ class AdaptedLogits:
     ``logits`` plus the member's log-ratio, that of the token on the support and the last one off it.
 
     Attributes:
-        logits: ``[..., V]`` of the network, not normalised, ``-inf`` where a token is excluded.
+        logits: ``[..., V]`` log-probabilities of the network in nats, ``-inf`` where a token is excluded.
         support: ``[S]`` long.
         log_ratios: ``[..., K, S + 1]`` in nats, finite.
-        log_rest: ``[...]``, log of the sum of exp of the logits off the support.
+        log_rest: ``[...]``, log of the network's probability of the tokens off the support, in nats.
         plausible: ``[..., K]`` booleans.
     """
 
