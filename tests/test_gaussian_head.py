@@ -191,6 +191,17 @@ def test_learning_in_blocks_is_learning_at_once(model, covariance, monkeypatch):
     )
 
 
+def test_noise_is_a_factor_of_the_radius(model, tmp_path):
+    quiet, loud = (GaussianHead(model, noise=noise).fit([[0, 1, 2, 1, 0]]) for noise in (0.25, 1.0))
+    assert float(quiet.radius([2, 1], 0.1)) == pytest.approx(0.25 * float(loud.radius([2, 1], 0.1)))
+    assert float(quiet.plausible([2, 1], 0.1).radius) == pytest.approx(float(quiet.radius([2, 1], 0.1)))
+    assert (quiet.plausible_min([2, 1], 0.1) > loud.plausible_min([2, 1], 0.1)).all()
+    quiet.save(tmp_path)
+    assert GaussianHead.load(tmp_path, model).noise == 0.25
+    with pytest.raises(ValueError, match="noise must be positive"):
+        GaussianHead(model, noise=0.0)
+
+
 def test_what_was_done_does_not_matter(model):
     features = model.read(CONTEXTS).features
     one, other = GaussianHead(model), GaussianHead(model)

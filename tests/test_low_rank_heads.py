@@ -196,6 +196,17 @@ def test_a_tiny_rest_is_not_lost():
     assert float(masked.minimum_and_ask()[0][2]) == -torch.inf
 
 
+def test_single_precision_and_large_logits_charge_a_member_nothing_for_itself():
+    """What rounding leaves of a mass, times a log-ratio as large as the logits, would be a charge."""
+    generator = torch.Generator().manual_seed(0)
+    wide = 20_000
+    shapes = (1, RANK, WIDTH), (1, 401, RANK), (1, 401)
+    of = LogitAdapters(torch.arange(0, wide, 50), *(torch.randn(s, generator=generator) for s in shapes))
+    logits = 2 * torch.randn((16, wide), generator=generator) + 200
+    at = of.at(torch.randn((16, WIDTH), generator=generator), logits)
+    assert float(at.worst_kl(at.minimum().log_softmax(-1)).abs().max()) < 2e-4
+
+
 def test_save_and_load(trained, features, tmp_path):
     trained.save(tmp_path)
     again = LowRankHeads.load(tmp_path, trained.model)

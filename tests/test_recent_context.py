@@ -76,6 +76,16 @@ def test_padding_the_cache_and_demonstrations_change_nothing():
     torch.testing.assert_close(read.features[-1], reader.read(contexts[2][:2]).features)
 
 
+def test_features_of_other_settings_are_not_taken_from_a_cache(tmp_path):
+    demonstrations = Demonstrations.from_symbols([[1, 2, 0]], 3)
+    read = read_demonstrations(model(), demonstrations, cache=tmp_path)
+    again = read_demonstrations(model(), demonstrations, cache=tmp_path)
+    assert torch.equal(read.features, again.features)
+    other = tiny_model(recent=RecentContext(layer=0.5, horizon_tokens=4.0), layers=2)
+    with pytest.raises(ValueError, match="holds features of another model"):
+        read_demonstrations(other, demonstrations, cache=tmp_path)
+
+
 def test_hooks_do_not_stay():
     reader = model()
     reader.read([[1, 2]])
