@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("vector_math", "borrowed_arrays", "ball_kernels", "union_kernels", "batch_kernels", "plausible_sets"),
     ("dialogue_labels", "demonstrations"),
     ("language",),
+    ("oracles",),
     ("hypotheses",),
     ("imitators",),
     ("continuations", "generation"),
@@ -32,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("config",),
     ("comparison",),
+    ("oracle_commands",),
     ("cli", "__main__"),
 )
 """A module imports from the layers above its own line, and within its own as long as no circle closes.
