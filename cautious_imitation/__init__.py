@@ -23,12 +23,17 @@ if TYPE_CHECKING:
     from cautious_imitation.hypotheses.context_tree import ContextTree
     from cautious_imitation.hypotheses.finite import FiniteHypotheses
     from cautious_imitation.imitators import BasePolicy, BayesianImitator, CautiousImitator
+    from cautious_imitation.online import Imitation
+    from cautious_imitation.oracles.function import as_oracle
+    from cautious_imitation.oracles.log import QueryLog
+    from cautious_imitation.oracles.protocol import Act, Decline, HelpNeeded, Oracle, Query
     from cautious_imitation.regularizers import ExpectedBudget, Regularizer
-    from cautious_imitation.types import Action, Actor, HelpNeeded, Prediction, Query
+    from cautious_imitation.types import Action, Actor, Prediction
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Act",
     "Action",
     "Actor",
     "BasePolicy",
@@ -38,19 +43,25 @@ __all__ = [
     "CompareConfig",
     "Comparison",
     "ContextTree",
+    "Decline",
     "Demonstrations",
     "ExactSolver",
     "ExpectedBudget",
     "FiniteHypotheses",
     "HelpNeeded",
+    "Imitation",
+    "Oracle",
     "Prediction",
     "Query",
+    "QueryLog",
     "Regularizer",
+    "as_oracle",
     "compare",
     "finetune",
 ]
 
 _HOME = {
+    "Act": "oracles.protocol",
     "Action": "types",
     "Actor": "types",
     "BasePolicy": "imitators",
@@ -60,14 +71,19 @@ _HOME = {
     "CompareConfig": "config",
     "Comparison": "comparison.results",
     "ContextTree": "hypotheses.context_tree",
+    "Decline": "oracles.protocol",
     "Demonstrations": "demonstrations",
     "ExactSolver": "finetuning.exact",
     "ExpectedBudget": "regularizers",
     "FiniteHypotheses": "hypotheses.finite",
-    "HelpNeeded": "types",
+    "HelpNeeded": "oracles.protocol",
+    "Imitation": "online",
+    "Oracle": "oracles.protocol",
     "Prediction": "types",
-    "Query": "types",
+    "Query": "oracles.protocol",
+    "QueryLog": "oracles.log",
     "Regularizer": "regularizers",
+    "as_oracle": "oracles.function",
     "compare": "comparison.run",
     "finetune": "finetuning.harness",
 }

@@ -54,6 +54,7 @@ def certify(
     excess_nats: float | None = None,
     demonstrator_prior: float | None = None,
     answers_from: str = "demonstrator",
+    dependent_answers: int = 0,
 ) -> Certificate:
     """The certificate that goes with a charge.
 
@@ -64,9 +65,11 @@ def certify(
         demonstrator_prior: prior weight of the demonstrator in a finite class, if it is known to be a member; a proof
             needs it.
         answers_from: who answers the questions.
+        dependent_answers: how many questions were answered or declined in a way that may depend on the answer, as
+            ``QueryLog.statistics`` and ``Imitation`` count them. A single one, and nothing is proven any more.
 
     Raises:
-        ValueError: if the charge or the excess is negative or the prior outside (0, 1].
+        ValueError: if the charge, the excess or ``dependent_answers`` is negative or the prior outside (0, 1].
 
     >>> import numpy as np
     >>> from cautious_imitation.hypotheses.finite import FiniteHypotheses
@@ -83,6 +86,8 @@ def certify(
         raise ValueError(f"demonstrator_prior must be in (0, 1], got {demonstrator_prior!r}")
     if excess_nats is not None and not excess_nats >= 0:
         raise ValueError(f"excess_nats must be at least 0, got {excess_nats!r}; it adds to the charge")
+    if dependent_answers < 0:
+        raise ValueError(f"dependent_answers must be at least 0, got {dependent_answers!r}; it counts questions")
     bound = charge_nats + (excess_nats or 0.0)
     help_from = (
         "questions are answered by the demonstrator"
@@ -102,7 +107,8 @@ def certify(
             (help_from,),
             ("staying close to this anchor does not bound the KL to the demonstrator", *_NOT_PROMISED),
         )
-    delta = _delta(anchor, demonstrator_prior) if answers_from == "demonstrator" else None
+    chosen_freely = answers_from == "demonstrator" and not dependent_answers
+    delta = _delta(anchor, demonstrator_prior) if chosen_freely else None
     covered = (
         f"the demonstrator is one of the hypotheses, with prior weight {demonstrator_prior:.3g}"
         if delta is not None
@@ -119,11 +125,21 @@ def certify(
         "proven" if delta is not None else "measured",
         (
             covered,
-            "only the demonstrator's actions are evidence, and whether one is asked for, recorded or declined does not "
-            "depend on the action itself",
+            _independence(dependent_answers),
             help_from,
         ),
         _NOT_PROMISED,
+    )
+
+
+def _independence(dependent_answers: int) -> str:
+    only = "only the demonstrator's actions are evidence"
+    if not dependent_answers:
+        return f"{only}, and whether one is asked for, recorded or declined does not depend on the action itself"
+    questions = "1 question was" if dependent_answers == 1 else f"{dependent_answers} questions were"
+    return (
+        f"{only}; {questions} answered or declined in a way that may depend on the action, so that the answers learned "
+        "from may be a selection, which can exclude the demonstrator"
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``cautious-imitation compare``."""
+"""The command line: ``cautious-imitation compare``, and ``cautious-imitation oracle ...``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cautious_imitation import __version__
+from cautious_imitation.oracle_commands import oracle_app
 
 app = typer.Typer(
     name="cautious-imitation",
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(oracle_app)
 
 _USAGE, _INTERRUPTED = 2, 130
 

@@ -6,42 +6,44 @@ How features are computed is not known here, so every way of decoding makes the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cautious_imitation.demonstrations import Demonstrations, actor_codes
-from cautious_imitation.imitators import BayesianImitator, CautiousImitator
+from cautious_imitation.imitators import AfterDecline, BayesianImitator, CautiousImitator
 from cautious_imitation.language.model import Reading
-from cautious_imitation.types import Actor, HelpNeeded, Prediction, Query
+from cautious_imitation.oracles.protocol import Act, Answer, Decline, HelpNeeded, Oracle, Query, answers_at_hand
+from cautious_imitation.questions import answered_by, in_actions, some_contexts
+from cautious_imitation.types import Actor
 
 Tensor = torch.Tensor
 
-Ending: TypeAlias = Literal["stop", "length", "window", "question"]
-"""Why a text ended: a stop token, enough tokens, a full context window, or a question too many."""
+Ending: TypeAlias = Literal["stop", "length", "window", "question", "declined"]
+"""Why a text ended: a stop token, enough tokens, a full window, a question too many, or one that was declined."""
 
-ReplyOracle: TypeAlias = Callable[[Query], int | Sequence[int]]
-"""Answers a question with the demonstrator's next token, or with a whole reply of several."""
-
-_DEMONSTRATOR, _IMITATOR, _ENVIRONMENT = actor_codes([Actor.DEMONSTRATOR, Actor.IMITATOR, Actor.ENVIRONMENT])
+_IMITATOR, _ENVIRONMENT = actor_codes([Actor.IMITATOR, Actor.ENVIRONMENT])
 _UNIFORMS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question that was asked and answered; its context is everything before ``position``.
+    """A question that was asked and answered or declined; its context is everything before ``position``.
 
     Attributes:
         position: index of the generated token that the answer begins with.
-        answer: the whole reply. Tokens of it that come after the text's end were not used.
+        answer: the tokens of the whole reply, those that come after the text's end and were not used among them; empty
+            if it was declined.
+        declined: why there is no answer; None if there is one.
     """
 
     position: int
     answer: tuple[int, ...]
+    declined: Decline | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +57,10 @@ class Generated:
             to one is other tokens and asking.
         log_ask: ``[L]``, log-probability in nats of asking before the token.
         questions: what was asked and answered, in order.
-        ended: why the text ended: ``"stop"`` (its last token is a stop token), ``"length"``, ``"window"`` or
-            ``"question"``.
-        open_question: what the imitator would have asked next, where it ended with ``"question"``; else None.
+        ended: why the text ended: ``"stop"`` (its last token is a stop token), ``"length"``, ``"window"``,
+            ``"question"`` or ``"declined"``.
+        open_question: what the imitator would have asked next, where it ended with ``"question"``, or was refused an
+            answer to, where it ended with ``"declined"``; else None.
     """
 
     tokens: NDArray[np.int64]
@@ -112,7 +115,9 @@ class Continuations:
         contexts: N of them, ``[L]`` long on the host.
         generator: gives the streams their seed.
         stop_tokens: tokens that end a text, whoever says them.
-        oracle: answers questions; None raises ``HelpNeeded`` with the first one.
+        oracle: answers questions; with None nobody does.
+        after_decline: what follows where the oracle declines: the text ends, or the imitator acts on its own.
+        run: the asker's name in questions; None for one that follows from the generator's state.
         max_questions: questions a text; it ends where it would ask once more. None for any number.
         max_length: longest context with its continuation; None for any length.
     """
@@ -124,11 +129,13 @@ class Continuations:
         *,
         generator: torch.Generator,
         stop_tokens: Collection[int],
-        oracle: ReplyOracle | None,
+        oracle: Oracle | None,
+        after_decline: AfterDecline,
+        run: str | None,
         max_questions: int | None,
         max_length: int | None,
     ) -> None:
-        self._imitator, self._oracle = imitator, oracle
+        self._imitator, self._oracle, self._after_decline = imitator, oracle, after_decline
         self._stop_tokens, self._max_questions = frozenset(stop_tokens), max_questions
         longest = max((len(context) for context in contexts), default=0)
         self._pads = [longest - len(context) for context in contexts]
@@ -142,9 +149,11 @@ class Continuations:
         self._lengths = [0] * len(contexts)
         self._questions: list[list[Question]] = [[] for _ in contexts]
         self._open: list[Query | None] = [None] * len(contexts)
-        self._pending: list[deque[int]] = [deque() for _ in contexts]
+        self._waiting: dict[int, Query] = {}
+        self._pending: list[deque[tuple[int, np.uint8]]] = [deque() for _ in contexts]
         self._steps: list[tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]] = []
         seed = torch.randint(2**63 - 1, (2,), generator=generator, device=generator.device).tolist()
+        self._run = run or f"generate-{seed[0]:016x}"
         self._streams = [np.random.default_rng([*seed, row]) for row in range(len(contexts))]
         self._uniforms = np.empty((len(contexts), 0))
 
@@ -178,9 +187,10 @@ class Continuations:
         Returns:
             ``[R]`` long on the host, the token of each; 0 where the text has ended.
 
+        A text whose question cannot be answered now ends there, and ``generated`` raises ``HelpNeeded`` in the end.
+
         Raises:
-            HelpNeeded: if the imitator asks and there is no oracle.
-            ValueError: if an answer is not one or more actions.
+            OracleError: if an answer is not one or more actions.
         """
         places = np.flatnonzero([self._endings[row] is None for row in rows])
         chosen = torch.zeros(len(rows), dtype=torch.long)
@@ -188,24 +198,33 @@ class Continuations:
             return chosen
         live = rows[places]
         here = features if len(live) == len(rows) else features[torch.from_numpy(places).to(features.device)]
-        prediction = self._imitator.predict(Reading([self._history[row, self._pads[row] :] for row in live], here))
+        reading = Reading([self._history[row, self._pads[row] :] for row in live], here)
+        prediction = self._imitator.predict(reading)
         log_probs, log_ask = torch.as_tensor(prediction.log_probs), torch.as_tensor(prediction.log_ask)
-        drawn = self._draw(log_probs, log_ask, live)
+        drawn, shares = self._draw(log_probs, log_ask, live)
         asking = [i for i, row in enumerate(live) if drawn[i] < 0 and not self._pending[row]]
-        self._ask({int(live[i]): self._query(live[i], log_probs[i], log_ask[i]) for i in asking})
+        if asking:
+            declined = self._ask(reading, asking, live, log_ask)
+            for i in declined:
+                drawn[i] = _inverse(log_probs[i].exp(), shares[i])
         tokens, actors = np.zeros(len(live), np.int64), np.zeros(len(self._pads), np.uint8)
         for i, row in enumerate(live):
             if self._endings[row] is None:
-                answered = bool(self._pending[row])
-                tokens[i] = self._pending[row].popleft() if answered else drawn[i]
-                actors[row] = _DEMONSTRATOR if answered else _IMITATOR
+                answered = self._pending[row]
+                tokens[i], actors[row] = answered.popleft() if answered else (drawn[i], _IMITATOR)
         picked = log_probs.gather(1, torch.from_numpy(tokens).to(log_probs.device)[:, None]).squeeze(1)
         self._record(live, tokens, actors, picked.double().cpu().numpy(), log_ask.double().cpu().numpy())
         chosen[torch.from_numpy(places)] = torch.from_numpy(tokens)
         return chosen
 
     def generated(self) -> list[Generated]:
-        """All texts as they are now; one that has not ended counts as ended by its length."""
+        """All texts as they are now; one that has not ended counts as ended by its length.
+
+        Raises:
+            HelpNeeded: if questions wait for an answer; carries the open one of each text.
+        """
+        if self._waiting:
+            raise HelpNeeded(self._waiting.values(), None if self._oracle is None else _AGAIN)
         first = self._history.shape[1] - self.n_steps
         nothing = (np.empty((0, len(self._pads)), np.uint8), *np.empty((2, 0, len(self._pads))))
         actors, log_probs, log_ask = map(np.stack, zip(*self._steps, strict=True)) if self._steps else nothing
@@ -222,36 +241,72 @@ class Continuations:
             for row, length in enumerate(self._lengths)
         ]
 
-    def _draw(self, log_probs: Tensor, log_ask: Tensor, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Invert the distribution function at one uniform number a row: a token, or -1 to ask, ``[R]``."""
+    def _draw(
+        self, log_probs: Tensor, log_ask: Tensor, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Invert the distribution function at one uniform number a row: a token, or -1 to ask, ``[R]``.
+
+        Also, for rows that ask, where in the probability of asking the number fell, ``[R]``: uniform as well.
+        """
         place = self.n_steps % _UNIFORMS_AT_ONCE
         if place == 0:
             self._uniforms = np.stack([stream.random(_UNIFORMS_AT_ONCE) for stream in self._streams])
         uniforms = torch.from_numpy(self._uniforms[rows, place]).to(log_probs.device)
         cumulative = torch.cat([log_ask[:, None], log_probs], 1).exp_().cumsum(1, dtype=torch.float64)
         # Uniform numbers are multiples of 2^-53 below one, so that the product stays below the total after rounding.
-        reached = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
+        sought = uniforms[:, None] * cumulative[:, -1:]
+        reached = torch.searchsorted(cumulative, sought, right=True)
         drawn: NDArray[np.int64] = reached.squeeze(1).cpu().numpy() - 1
-        return drawn
+        shares: NDArray[np.float64] = (sought / cumulative[:, :1]).squeeze(1).cpu().numpy()
+        return drawn, shares
 
-    def _query(self, row: int, log_probs: Tensor, log_ask: Tensor) -> Query:
-        # A view would keep the predictions of the whole batch alive as long as the question.
-        prediction = Prediction(log_probs.clone(), log_ask.clone())
-        return Query(tuple(self._history[row, self._pads[row] :].tolist()), prediction)
+    def _ask(self, reading: Reading, asking: Sequence[int], live: NDArray[np.int64], log_ask: Tensor) -> list[int]:
+        """Answers of this step's questions become pending; texts that have no question left, or no answer, end.
 
-    def _ask(self, queries: dict[int, Query]) -> None:
-        """Answers of this step's questions become pending; texts that have no question left end."""
-        for row in list(queries):
+        Args:
+            reading: the contexts of ``live``.
+            asking: which of them ask.
+            live: ``[R]``, the texts that have not ended.
+            log_ask: ``[R]``, in nats.
+
+        Returns:
+            Those of ``asking`` that go on without an answer.
+        """
+        rows = {i: int(live[i]) for i in asking}
+        names = [
+            {"id": f"{self._run}/{row}/{self.n_steps}", "asker": self._run, "episode": row} for row in rows.values()
+        ]
+        contexts = some_contexts(reading, asking)
+        queries = dict(zip(asking, self._imitator.questions(contexts, log_ask[list(asking)].exp(), names), strict=True))
+        for i in asking:
+            row = rows[i]
             if self._max_questions is not None and len(self._questions[row]) >= self._max_questions:
-                self._endings[row], self._open[row] = "question", queries.pop(row)
-        for (row, _), reply in zip(queries.items(), self._answers(list(queries.values())), strict=True):
-            self._questions[row].append(Question(self.n_steps, reply))
-            self._pending[row].extend(reply)
+                self._endings[row], self._open[row] = "question", queries.pop(i)
+        alone = []
+        for i, answer in self._answers(queries).items():
+            row = rows[i]
+            if isinstance(answer, Act):
+                (actor,) = actor_codes([answered_by(answer)])
+                self._pending[row].extend((action, actor) for action in answer.actions)
+                self._questions[row].append(Question(self.n_steps, answer.actions))
+                continue
+            self._questions[row].append(Question(self.n_steps, (), answer))
+            if self._after_decline == "act" and queries[i].ask_probability < 1:
+                alone.append(i)
+            else:
+                self._endings[row], self._open[row] = "declined", queries[i]
+        for i in queries:
+            if self._endings[rows[i]] is None and not self._pending[rows[i]] and i not in alone:
+                self._endings[rows[i]], self._waiting[rows[i]] = "question", queries[i]
+        return alone
 
-    def _answers(self, queries: list[Query]) -> list[tuple[int, ...]]:
-        if queries and self._oracle is None:
-            raise HelpNeeded(queries[0])
-        return [_reply(self._oracle(query), self._imitator.n_symbols) for query in queries if self._oracle is not None]
+    def _answers(self, queries: dict[int, Query]) -> dict[int, Answer]:
+        """Answers to those that can be answered now."""
+        if self._oracle is None:
+            return {}
+        found = answers_at_hand(self._oracle, list(queries.values()))
+        vocabulary = self._imitator.vocabulary
+        return {i: in_actions(found[query.id], query, vocabulary) for i, query in queries.items() if query.id in found}
 
     def _record(
         self,
@@ -277,17 +332,10 @@ class Continuations:
         self._history = torch.cat([self._history, column], 1)
 
 
-def _reply(answer: Any, n_symbols: int) -> tuple[int, ...]:
-    """An oracle's answer as one or more actions."""
-    values = answer.tolist() if isinstance(answer, (np.ndarray, torch.Tensor)) else answer
-    values = [values] if isinstance(values, (int, np.integer)) else values
-    known = isinstance(values, (list, tuple)) and all(
-        isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < n_symbols
-        for value in values
-    )
-    if not known or not values:
-        raise ValueError(
-            f"oracle must answer with an action in 0..{n_symbols - 1}, or with one or more of them in a row, got "
-            f"{answer!r}"
-        )
-    return tuple(int(value) for value in values)
+_AGAIN = "the same call, with the generator as it was, goes on from there once they are answered"
+
+
+def _inverse(probabilities: Tensor, share: float) -> int:
+    """The token at which a ``share`` of the probabilities ``[V]`` is reached."""
+    cumulative = probabilities.cumsum(0, dtype=torch.float64)
+    return int(torch.searchsorted(cumulative, share * cumulative[-1], right=True))

@@ -14,11 +14,20 @@ from importlib.resources import files
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, Field, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from cautious_imitation.dialogue_labels import ACTS, label_turn
 from cautious_imitation.types import Actor
@@ -92,7 +101,7 @@ class Demonstrations:
             )
         if evidence == "demonstrator":
             return tuple(codes == _CODES[Actor.DEMONSTRATOR] for codes in self.actors)
-        return tuple(codes != _CODES[Actor.ENVIRONMENT] for codes in self.actors)
+        return tuple(np.isin(codes, (_CODES[Actor.DEMONSTRATOR], _CODES[Actor.IMITATOR])) for codes in self.actors)
 
     def n_learned(self, evidence: Evidence = "demonstrator") -> int:
         """Number of positions that are learned from, over all sequences; ``evidence`` as in ``learned``."""
@@ -142,6 +151,10 @@ class Demonstrations:
         space) contributes no act, so a turn of such messages is an empty reply. ``system`` messages, further keys and
         blank lines are ignored.
 
+        An act is read from a whole message. So the acts of the agent's messages with weight 0, and of those that are
+        only in part the speaker's (see ``Message``), count as the imitator's, and with the last message of a turn the
+        end of the turn. After an unfinished message no turn ends.
+
         Args:
             path: the file, in UTF-8.
             agent_role: role of the speaker to imitate.
@@ -149,8 +162,8 @@ class Demonstrations:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file holds no chat, a line is not a chat, a role is unknown, the agent never speaks (the
-                message names path and line), or the two roles are the same or ``system``.
+            ValueError: if the file holds no chat, a line is not a chat, a role is unknown, the agent never speaks or
+                nothing of it counts (the message names path and line), or the two roles are the same or ``system``.
         """
         if agent_role == other_role or "system" in (agent_role, other_role):
             raise ValueError(
@@ -159,11 +172,16 @@ class Demonstrations:
             )
         path = Path(path)
         speakers = {agent_role: 0, other_role: 1}
-        sequences = [_chat_symbols(chat, speakers, where) for where, chat in read_chats(path)]
-        if not sequences:
+        chats = [_chat_symbols(chat, speakers, where) for where, chat in read_chats(path)]
+        if not chats:
             raise ValueError(f"{path} is empty; write one chat a line: {_SHAPE}")
-        demonstrations = cls.from_symbols(sequences, n_symbols=len(ACTS))
+        demonstrations = cls(*map(tuple, zip(*chats, strict=True)))
         if not demonstrations.n_learned():
+            if demonstrations.n_learned("all"):
+                raise ValueError(
+                    f"{path} holds no whole message by agent_role={agent_role!r} with a weight other than 0, so there "
+                    "is nothing to imitate; see what weight and given_characters its messages have"
+                )
             raise ValueError(
                 f"{path} holds no turn by agent_role={agent_role!r}, so there is nothing to imitate; "
                 f"pass the role to imitate as agent_role"
@@ -184,14 +202,48 @@ def actor_codes(actors: Iterable[Actor | str]) -> NDArray[np.uint8]:
 
 
 class Message(BaseModel):
-    """What one speaker said."""
+    """What one speaker said, and what of it may be learned from if the speaker is the agent.
+
+    Attributes:
+        role: who.
+        content: the words.
+        weight: 0 if nothing of it is learned: it is context for what follows. As in other formats for fine-tuning.
+        given_characters: so many characters at the beginning were there before the speaker went on, written by the
+            imitator for instance, and are not learned. The rest is, with the end of the turn.
+        unfinished: whether the speaker left off there, so that the end of the turn is not learned either.
+
+    >>> Message(role="assistant", content="Hello there", given_characters=6).content[6:]
+    'there'
+    """
+
+    model_config = ConfigDict(frozen=True)
 
     role: StrictStr
     content: StrictStr
+    weight: Literal[0, 1] = 1
+    given_characters: int = Field(default=0, ge=0, strict=True)
+    unfinished: bool = Field(default=False, strict=True)
+
+    @field_validator("weight", "given_characters", "unfinished", mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any, info: ValidationInfo) -> Any:
+        # Tools that keep chats in columns write null where a key is missing.
+        return cls.model_fields[str(info.field_name)].default if value is None else value
+
+    @model_validator(mode="after")
+    def _given_is_a_part(self) -> Self:
+        if self.given_characters > len(self.content):
+            raise ValueError(
+                f"given_characters must be at most the {len(self.content)} characters of the content, got "
+                f"{self.given_characters}"
+            )
+        return self
 
 
 class Chat(BaseModel):
-    """A conversation as it stands in a file: at least one message, oldest first."""
+    """A conversation as it stands in a file: at least one message, oldest first. Further keys are kept unread."""
+
+    model_config = ConfigDict(extra="allow")
 
     messages: list[Message] = Field(min_length=1)
 
@@ -223,8 +275,8 @@ def read_chats(path: str | PathLike[str]) -> Iterator[tuple[str, Chat]]:
                 ) from error
 
 
-def _chat_symbols(chat: Chat, speakers: dict[str, int], where: str) -> list[int]:
-    """Act sequence of one chat; ``speakers`` maps the two roles to 0 (agent) and 1."""
+def _chat_symbols(chat: Chat, speakers: dict[str, int], where: str) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Act sequence of one chat, and the actor of each; ``speakers`` maps the two roles to 0 (agent) and 1."""
     for message in chat.messages:
         if message.role not in speakers and message.role != "system":
             raise ValueError(
@@ -235,9 +287,23 @@ def _chat_symbols(chat: Chat, speakers: dict[str, int], where: str) -> list[int]
     if not spoken:
         raise ValueError(f"{where}: nobody speaks, the chat has 'system' messages only; take the line out")
     symbols: list[int] = []
+    actors: list[Actor] = []
     for role, turn in groupby(spoken, key=lambda message: message.role):
-        symbols += label_turn((message.content for message in turn if message.content.strip()), speakers[role])
-    return symbols
+        messages = list(turn)
+        worded = [message for message in messages if message.content.strip()]
+        ended = not messages[-1].unfinished
+        acts = label_turn((message.content for message in worded), speakers[role])
+        symbols += acts if ended else acts[:-1]
+        actors += [_actor(message, speakers[role]) for message in [*worded, *([messages[-1]] if ended else [])]]
+    return np.array(symbols, dtype=np.int64), actor_codes(actors)
+
+
+def _actor(message: Message, speaker: int) -> Actor:
+    if speaker:
+        return Actor.ENVIRONMENT
+    # Whose doing a message is that two have written cannot be told from its act.
+    whole = message.weight and not message.given_characters and not message.unfinished
+    return Actor.DEMONSTRATOR if whole else Actor.IMITATOR
 
 
 @cache

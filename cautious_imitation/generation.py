@@ -18,10 +18,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from cautious_imitation.continuations import Continuations, Generated, ReplyOracle
+from cautious_imitation.continuations import Continuations, Generated
 from cautious_imitation.hypotheses.base import check_symbols
-from cautious_imitation.imitators import BayesianImitator, CautiousImitator
+from cautious_imitation.imitators import AfterDecline, BayesianImitator, CautiousImitator, check_after_decline
 from cautious_imitation.language.model import LanguageModel, Reader
+from cautious_imitation.oracles.function import Answerer, as_oracle
 
 Tensor = torch.Tensor
 
@@ -33,8 +34,10 @@ def generate(
     max_new_tokens: int,
     generator: torch.Generator,
     stop_tokens: Collection[int] | None = None,
-    oracle: ReplyOracle | None = None,
+    oracle: Answerer | None = None,
     max_questions: int | None = None,
+    after_decline: AfterDecline = "stop",
+    run: str | None = None,
 ) -> list[Generated]:
     """Continue contexts as the imitator does: draw a token from its prediction, or ask with the ask probability.
 
@@ -49,17 +52,22 @@ def generate(
             other contexts nor on ``max_new_tokens``, as far as predictions in a batch are equal to those alone.
         stop_tokens: tokens that end a text, whoever says them. Default: those of the network's ``generation_config``,
             or the tokenizer's end of sequence.
-        oracle: answers questions with a token or a sequence of them. Default: the imitator's. Questions of one step are
-            asked one after another.
+        oracle: answers questions, with a token, a sequence of them or a whole reply in words; whatever ``as_oracle``
+            takes. Default: the imitator's. Questions of one step are asked together.
         max_questions: questions a text. It ends where the imitator would ask once more and carries that as its
             ``open_question``; 0 stops at the first one and needs no oracle.
+        after_decline: what follows where the oracle declines: ``"stop"`` ends the text, ``"act"`` draws the token from
+            the prediction, given that it acts.
+        run: the asker's name; questions are called ``run/place in the list/position``. Default: a name that follows
+            from the generator's state, so that the same call asks the same questions.
 
     Returns:
         One ``Generated`` a context.
 
     Raises:
-        HelpNeeded: if the imitator asks, and there is no oracle; carries the first question. As after any exception,
-            the generator is as it was before the call: with an oracle, the same call comes to the same question.
+        HelpNeeded: if questions cannot be answered now, or there is no oracle; carries the open one of each text. As
+            after any exception, the generator is as it was before the call: with the answers at hand, the same call
+            comes to the same questions and goes on from there.
         ValueError: if the imitator reads no language model, a context does not fit into its window or holds unknown
             tokens, or an answer is not one or more actions.
 
@@ -84,7 +92,7 @@ def generate(
             imitator,
             _checked_contexts(model, contexts),
             generator=generator,
-            **_settings(imitator, model, stop_tokens, oracle, max_questions),
+            **_settings(imitator, model, stop_tokens, oracle, max_questions, after_decline, run),
         )
         rows = continuations.growing()
         if any(not np.size(context) for context in contexts) and len(rows):
@@ -94,10 +102,10 @@ def generate(
             continuations.grow(features, rows)
         while len(rows := continuations.growing()) and continuations.n_steps < max_new_tokens:
             _continue(model, continuations, rows, max_new_tokens - continuations.n_steps)
+        return continuations.generated()
     except BaseException:
         generator.set_state(state)
         raise
-    return continuations.generated()
 
 
 class _ChosenTokens(LogitsProcessor):
@@ -197,6 +205,8 @@ class ImitatorLogitsProcessor(_ChosenTokens):
         stop_tokens: as for ``generate``; they must be those at which the network's ``generate`` stops.
         oracle: as for ``generate``.
         max_questions: as for ``generate``; needs ``stopping``.
+        after_decline: as for ``generate``; ``"stop"`` needs ``stopping``.
+        run: as for ``generate``.
 
     Raises:
         ValueError: if the hypotheses read with several networks, or none.
@@ -208,8 +218,10 @@ class ImitatorLogitsProcessor(_ChosenTokens):
         generator: torch.Generator,
         *,
         stop_tokens: Collection[int] | None = None,
-        oracle: ReplyOracle | None = None,
+        oracle: Answerer | None = None,
         max_questions: int | None = None,
+        after_decline: AfterDecline = "stop",
+        run: str | None = None,
     ) -> None:
         model = _reader(imitator)
         if not isinstance(model, LanguageModel):
@@ -219,14 +231,18 @@ class ImitatorLogitsProcessor(_ChosenTokens):
             )
         super().__init__(model)
         self._imitator, self._generator = imitator, generator
-        self._settings = _settings(imitator, model, stop_tokens, oracle, max_questions)
+        self._settings = _settings(imitator, model, stop_tokens, oracle, max_questions, after_decline, run)
 
     def __enter__(self) -> Self:
         self._continuations = None
         return super().__enter__()
 
     def generated(self) -> list[Generated]:
-        """What followed each prompt of the last ``generate``."""
+        """What followed each prompt of the last ``generate``.
+
+        Raises:
+            HelpNeeded: if questions wait for an answer; carries the open one of each text.
+        """
         if self._continuations is None:
             raise RuntimeError("there is nothing yet; call the network's generate inside the with block first")
         return self._continuations.generated()
@@ -319,14 +335,19 @@ def _settings(
     imitator: BayesianImitator | CautiousImitator,
     model: Reader,
     stop_tokens: Collection[int] | None,
-    oracle: ReplyOracle | None,
+    oracle: Answerer | None,
     max_questions: int | None,
+    after_decline: AfterDecline,
+    run: str | None,
 ) -> dict[str, Any]:
     if max_questions is not None:
         _check_count("max_questions", max_questions, 0)
+    check_after_decline(after_decline)
     return {
         "stop_tokens": _stop_tokens(model, stop_tokens),
-        "oracle": imitator.oracle if oracle is None else oracle,
+        "oracle": imitator.oracle if oracle is None else as_oracle(oracle),
+        "after_decline": after_decline,
+        "run": run,
         "max_questions": max_questions,
         "max_length": model.max_length,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from inspect import signature
 from os import PathLike
 from pathlib import Path
@@ -18,10 +18,26 @@ from cautious_imitation.atomic_files import write_text
 from cautious_imitation.demonstrations import Demonstrations, Evidence
 from cautious_imitation.hypotheses import load_hypotheses
 from cautious_imitation.hypotheses.base import Hypotheses, check_alpha
+from cautious_imitation.oracles.function import Answerer, as_oracle
+from cautious_imitation.oracles.protocol import (
+    Act,
+    Answer,
+    Decline,
+    HelpNeeded,
+    Oracle,
+    OracleError,
+    Query,
+    check_answers,
+)
+from cautious_imitation.oracles.vocabulary import Vocabulary, as_vocabulary
 from cautious_imitation.plausible_sets import PlausibleSet
-from cautious_imitation.types import Action, Actor, Array, HelpNeeded, Oracle, Prediction, Query, mass_tolerance
+from cautious_imitation.questions import answered_by, build_queries, in_actions, some_contexts
+from cautious_imitation.sampling import draw, on_host
+from cautious_imitation.types import Action, Actor, Array, Prediction, mass_tolerance
 
 Caution: TypeAlias = Literal["pointwise", "minimax"]
+AfterDecline: TypeAlias = Literal["stop", "act"]
+"""What follows when nobody answers: nothing, or the imitator acts on its own, as it does when it does not ask."""
 
 _SCHEMA = 1
 
@@ -56,7 +72,12 @@ class _Imitator(BasePolicy):
     default_evidence: ClassVar[Evidence]
 
     def __init__(
-        self, hypotheses: Hypotheses, *, oracle: Oracle | None = None, evidence: Evidence | None = None
+        self,
+        hypotheses: Hypotheses,
+        *,
+        oracle: Answerer | None = None,
+        evidence: Evidence | None = None,
+        vocabulary: Any = None,
     ) -> None:
         evidence = self.default_evidence if evidence is None else evidence
         if evidence not in get_args(Evidence):
@@ -65,6 +86,19 @@ class _Imitator(BasePolicy):
         self.oracle = oracle
         self.evidence: Evidence = evidence
         self.n_symbols = hypotheses.n_symbols
+        tokenizer = getattr(getattr(hypotheses, "model", None), "tokenizer", None)
+        if vocabulary is None and hasattr(tokenizer, "decode"):
+            vocabulary = tokenizer
+        self.vocabulary: Vocabulary | None = as_vocabulary(vocabulary)
+
+    @property
+    def oracle(self) -> Oracle | None:
+        """Who answers questions; whatever ``as_oracle`` takes may be assigned."""
+        return self._oracle
+
+    @oracle.setter
+    def oracle(self, answerer: Answerer | None) -> None:
+        self._oracle = None if answerer is None else as_oracle(answerer)
 
     @classmethod
     def from_pretrained(
@@ -100,38 +134,70 @@ class _Imitator(BasePolicy):
         self.hypotheses.fit(demonstrations, evidence=self.evidence)
         return self
 
-    def act(self, context: Array, rng: np.random.Generator) -> Action | list[Action]:
+    def act(
+        self, context: Array, rng: np.random.Generator, *, after_decline: AfterDecline = "stop"
+    ) -> Action | list[Action]:
         """Act as the imitator does: sample an action, or ask the oracle with the ask probability.
 
         Args:
-            context: ``[L]`` symbols, or ``[B, L]`` for a batch, or what else the hypotheses take as a context.
+            context: ``[L]`` symbols, or ``[B, L]`` for a batch, or what else the hypotheses take as a context. All
+                questions of a batch are asked together.
             rng: source of randomness.
+            after_decline: what follows if the oracle declines: ``"stop"`` raises ``HelpNeeded``; ``"act"`` samples the
+                action from the prediction, given that it acts.
 
         Returns:
             The action and who chose it; a list of ``B`` of them for a batch. Nothing is learned: pass the action to
             ``observe``.
 
         Raises:
-            HelpNeeded: if the imitator asks and there is no oracle; carries the first question.
-            ValueError: if the oracle's answer is not an action.
+            HelpNeeded: if the imitator asks and there is no oracle, the oracle cannot answer now, or it declines;
+                carries the questions.
+            OracleError: if an answer is not one action.
         """
+        check_after_decline(after_decline)
         prediction = self.predict(context)
-        log_probs = _numpy(prediction.log_probs).reshape(-1, self.n_symbols)
-        log_ask = _numpy(prediction.log_ask).reshape(-1)
         single = prediction.log_ask.ndim == 0
-        rows = _context_rows(context, len(log_ask), single)
-        masses = np.exp(np.concatenate([log_probs, log_ask[:, None]], axis=1))
-        # In double precision: over a vocabulary, rounding in single precision adds up.
-        cumulative = np.cumsum(masses, axis=1, dtype=np.float64)
-        drawn = (cumulative / cumulative[:, -1:] <= rng.random(len(masses))[:, None]).sum(axis=1)
-        actions = []
-        for i, symbol in enumerate(drawn):
-            if symbol < self.n_symbols:
-                actions.append(Action(int(symbol), Actor.IMITATOR))
-            else:
-                query = Query(tuple(int(s) for s in _numpy(rows[i])), Prediction(log_probs[i], log_ask[i]))
-                actions.append(Action(self._answer(query), Actor.DEMONSTRATOR))
+        log_ask = on_host(prediction.log_ask).reshape(-1)
+        drawn = draw(prediction, rng.random(len(log_ask)))
+        symbols, actors = drawn.symbols.tolist(), [Actor.IMITATOR] * len(log_ask)
+        asking = np.flatnonzero(drawn.asks).tolist()
+        if asking:
+            contexts = some_contexts(_as_batch(context, single), asking)
+            queries = self.questions(contexts, np.exp(log_ask[asking]))
+            for i, query, answer in zip(asking, queries, self.ask(queries), strict=True):
+                if isinstance(answer, Act):
+                    symbols[i], actors[i] = _only_action(answer, query), answered_by(answer)
+                elif after_decline == "stop" or symbols[i] == self.n_symbols:
+                    raise HelpNeeded(query, _declined(answer, symbols[i] < self.n_symbols))
+        actions = [Action(symbol, actor) for symbol, actor in zip(symbols, actors, strict=True)]
         return actions[0] if single else actions
+
+    def questions(
+        self, contexts: Any, ask_probabilities: Array, names: Sequence[dict[str, Any]] | None = None
+    ) -> list[Query]:
+        """What is asked at each of n contexts; see ``build_queries``."""
+        level = getattr(self, "alpha", 1.0)
+        return build_queries(self.hypotheses, level, contexts, ask_probabilities, self.vocabulary, names)
+
+    def ask(self, queries: Sequence[Query], oracle: Oracle | None = None) -> list[Answer]:
+        """Answers to ``queries`` in actions; words are read by the vocabulary.
+
+        Args:
+            queries: the questions.
+            oracle: who is asked; default the imitator's.
+
+        Raises:
+            HelpNeeded: if nobody is there to answer, or some questions cannot be answered now.
+            OracleError: if an answer is none.
+        """
+        oracle = self.oracle if oracle is None else oracle
+        if not queries:
+            return []
+        if oracle is None:
+            raise HelpNeeded(queries)
+        answers = check_answers(oracle.ask(queries), queries)
+        return [in_actions(answer, query, self.vocabulary) for answer, query in zip(answers, queries, strict=True)]
 
     def observe(self, context: Array, action: Array, actor: Actor | str) -> None:
         """Tell the imitator what was done at ``context``, and by whom; it learns if its evidence rule says so.
@@ -154,7 +220,7 @@ class _Imitator(BasePolicy):
         write_text(folder / "imitator.json", json.dumps({**settings, **self._settings()}, indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: str | PathLike[str], oracle: Oracle | None = None, model: Any = None) -> Any:
+    def load(cls, folder: str | PathLike[str], oracle: Answerer | None = None, model: Any = None) -> Any:
         """Read what ``save`` wrote.
 
         Args:
@@ -182,13 +248,11 @@ class _Imitator(BasePolicy):
     def _settings(self) -> dict[str, Any]:
         return {"evidence": self.evidence}
 
-    def _answer(self, query: Query) -> int:
-        if self.oracle is None:
-            raise HelpNeeded(query)
-        answer = self.oracle(query)
-        if isinstance(answer, bool) or not isinstance(answer, (int, np.integer)) or not 0 <= answer < self.n_symbols:
-            raise ValueError(f"oracle must answer with an action in 0..{self.n_symbols - 1}, got {answer!r}")
-        return int(answer)
+
+def check_after_decline(after_decline: AfterDecline) -> None:
+    """Raise ``ValueError`` unless it is one of the two."""
+    if after_decline not in get_args(AfterDecline):
+        raise ValueError(f'after_decline must be "stop" or "act", got {after_decline!r}')
 
 
 _NOTHING: Any = SimpleNamespace(n_symbols=0)
@@ -209,6 +273,7 @@ class BayesianImitator(_Imitator):
         oracle: never asked; accepted so that both imitators are built alike.
         evidence: whose actions are learned from: ``"all"`` (default: its own actions as well, as a language model does
             that conditions on its own output) or ``"demonstrator"``.
+        vocabulary: how symbols are written; see ``CautiousImitator``.
 
     >>> from cautious_imitation.hypotheses.context_tree import ContextTree
     >>> imitator = BayesianImitator(ContextTree(2, depth=1)).fit([[0, 1] * 20])
@@ -239,8 +304,11 @@ class CautiousImitator(_Imitator):
         alpha: plausibility level in (0, 1]; smaller is more cautious.
         caution: what a fine-tuned policy is charged: ``"pointwise"``, KL to the plausible minimum, or ``"minimax"``,
             the largest KL to any plausible hypothesis, which is never more and bounds the same thing.
-        oracle: answers questions: a function from a ``Query`` to an action. Without one ``act`` raises ``HelpNeeded``.
+        oracle: answers questions: a function from a ``Query`` to an action, or whatever else ``as_oracle`` takes.
+            Without one ``act`` raises ``HelpNeeded``.
         evidence: ``"demonstrator"`` (default: only the demonstrator's actions, answers included) or ``"all"``.
+        vocabulary: how symbols are written for whoever answers, and words are read: a list of names, a tokenizer or a
+            ``Vocabulary``. Default: the language model's tokenizer, if there is one.
 
     Raises:
         ValueError: if ``alpha``, ``caution`` or ``evidence`` is out of range.
@@ -261,10 +329,11 @@ class CautiousImitator(_Imitator):
         alpha: float,
         caution: Caution = "pointwise",
         *,
-        oracle: Oracle | None = None,
+        oracle: Answerer | None = None,
         evidence: Evidence | None = None,
+        vocabulary: Any = None,
     ) -> None:
-        super().__init__(hypotheses, oracle=oracle, evidence=evidence)
+        super().__init__(hypotheses, oracle=oracle, evidence=evidence, vocabulary=vocabulary)
         if caution not in get_args(Caution):
             raise ValueError(f"caution must be one of {', '.join(get_args(Caution))}, got {caution!r}")
         self.alpha = check_alpha(alpha)
@@ -297,15 +366,24 @@ def _log_remainder(log_probs: Array) -> Array:
     return xp.where(positive, xp.log(xp.where(positive, left, xp.ones_like(left))), xp.full_like(left, -xp.inf))
 
 
-def _context_rows(context: Any, n_rows: int, single: bool) -> Any:
-    """Contexts one by one: of an array, of a list whose rows may differ in length, or of what was read already."""
+def _as_batch(context: Any, single: bool) -> Any:
+    """Contexts ``[n, L]``, or a list of them, or what was read already."""
     if hasattr(context, "rows"):
-        return context.rows
+        return context
     if hasattr(context, "reshape"):
-        return context.reshape(n_rows, context.shape[-1])
+        return context[None] if single else context.reshape(-1, context.shape[-1])
     return [context] if single else context
 
 
-def _numpy(array: Array) -> np.ndarray:
-    """A NumPy copy for sampling on the host; the caller's array stays what it is."""
-    return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+def _only_action(answer: Act, query: Query) -> int:
+    if len(answer.actions) != 1:
+        raise OracleError(
+            f"oracle must answer with a single action in 0..{query.n_actions - 1} where one is asked for, got "
+            f"{answer.actions!r}; generate and Imitation take whole replies"
+        )
+    return answer.actions[0]
+
+
+def _declined(decline: Decline, can_act: bool) -> str:
+    remedy = 'pass after_decline="act" to go on without' if can_act else "no action is plausible enough to go on"
+    return f"the oracle declined ({decline.reason}); {remedy}"

@@ -74,6 +74,19 @@ class PlausibleSet:
         with np.errstate(divide="ignore"):
             return np.log(batch_minimum(p, radii, mask)).reshape((*self._shape(), p.shape[-1]))
 
+    def maximum(self) -> Array:
+        """Largest probability of each action over the set: ``[..., V]`` logs in nats; together they may exceed 1."""
+        if not self._has_balls():
+            xp = array_namespace(self.log_centres)
+            return xp.max(xp.where(self.plausible[..., None], self.log_centres, -xp.inf), axis=-2)
+        from cautious_imitation.batch_kernels import batch_minimum
+
+        _, p, radii, mask = self.flat()
+        # Seen as "this action or another" a ball is as large, so the most of one is what the least of the other leaves.
+        least_of_others = batch_minimum(np.maximum(1.0 - p, 0.0), radii, mask)
+        with np.errstate(divide="ignore"):
+            return np.log1p(-least_of_others).reshape((*self._shape(), p.shape[-1]))
+
     def worst_kl(self, log_pi: Array) -> Array:
         """max KL(pi || nu) over the set, in nats, shape ``[...]``; ``log_pi`` is ``[..., V]`` log-probabilities.
 

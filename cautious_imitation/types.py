@@ -1,11 +1,10 @@
-"""Records that every other module speaks in: predictions, actions, questions.
+"""Records that every other module speaks in: predictions and actions.
 
 Logs are natural; log-probabilities are ``-inf`` where a probability is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -25,11 +24,15 @@ def mass_tolerance(log_probs: Array) -> float:
 
 
 class Actor(StrEnum):
-    """Who chose a recorded action. Only the demonstrator's actions are evidence about the demonstrator."""
+    """Who chose a recorded action. Only the demonstrator's actions are evidence about the demonstrator.
+
+    ``ORACLE`` is an answer that nobody may learn from: somebody stood in for the demonstrator, or repeated it.
+    """
 
     DEMONSTRATOR = "demonstrator"
     IMITATOR = "imitator"
     ENVIRONMENT = "environment"
+    ORACLE = "oracle"
 
 
 @dataclass(frozen=True)
@@ -79,35 +82,3 @@ class Action:
 
     symbol: int
     actor: Actor
-
-
-@dataclass(frozen=True)
-class Query:
-    """A question for the oracle: what would the demonstrator do here?
-
-    Attributes:
-        context: the symbols so far, oldest first.
-        prediction: the asker's prediction at this context (``log_probs`` of shape ``[V]``).
-    """
-
-    context: tuple[int, ...]
-    prediction: Prediction
-
-
-Oracle: TypeAlias = Callable[[Query], int]
-"""The simplest oracle: a function from a question to the demonstrator's action."""
-
-
-class HelpNeeded(Exception):
-    """Raised by ``act`` when the imitator defers and no oracle was given; carries the question.
-
-    Attributes:
-        query: the question that nobody was there to answer.
-    """
-
-    def __init__(self, query: Query) -> None:
-        super().__init__(
-            f"the imitator asks for help at context {query.context} and has no oracle; pass oracle=f with "
-            "f(query) -> action, or catch HelpNeeded and answer its .query through observe()"
-        )
-        self.query = query

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cautious_imitation import Demonstrations
 from cautious_imitation.language.chats import chat_context, tokenized_chats
 from cautious_imitation.language.small_gpt import shipped_tokenizer
-from tests.tiny_folders import CHATML, tiny_tokenizer
+from tests.tiny_folders import CHATML, TEXT, tiny_tokenizer
 
 LOOP = "{% for message in messages %}"
 HEADERS = (
@@ -158,6 +158,90 @@ def test_laws_of_any_chat(name: str, data: st.DataObject) -> None:
             assert said == content.strip() + "\n"
         else:
             assert said == (f" {content}\n" if content else "\n")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_laws_of_partial_messages(name: str, data: st.DataObject) -> None:
+    tokenizer = TOKENIZERS[name]
+    chat: list[dict[str, Any]] = [
+        {**m, "weight": 0} if m["role"] == "assistant" else m
+        for m in data.draw(conversations(one_line=TEMPLATES[name] is None))
+    ]
+    letters = " abehlo.?" + ("" if TEMPLATES[name] is None else "\n")
+    given_part, rest, other = (data.draw(st.text(letters, min_size=1, max_size=6)) for _ in range(3))
+    # Templates may trim contents, so let there be nothing to trim.
+    given_part, rest, other = "x" + given_part, rest + "x", other + "y"
+    unfinished = data.draw(st.booleans())
+
+    def written(continued: str, length: int) -> tuple[list[int], list[int], str]:
+        said = {"role": "assistant", "content": given_part + continued, "given_characters": length}
+        demonstrations = tokenized_chats([[*chat, {**said, "unfinished": unfinished}]], tokenizer)
+        (tokens,), (mask,) = demonstrations.sequences, demonstrations.learned()
+        ours = np.flatnonzero(mask)
+        # One unbroken run, and nothing of what is context whatever the evidence.
+        assert mask[ours[0] : ours[-1] + 1].all()
+        np.testing.assert_array_equal(mask, demonstrations.learned("all")[0])
+        return tokens[: ours[0]].tolist(), tokens[mask].tolist(), tokenizer.decode(tokens[mask])
+
+    before, _, said = written(rest, len(given_part))
+    # What stands before the rest does not depend on it, and begins with what stood before the reply.
+    assert written(other, len(given_part))[0] == before
+    context = chat_context(tokenizer, chat).tolist()
+    assert before[: len(context)] == context
+    assert tokenizer.decode(before[len(context) :]).strip() == given_part.strip()
+    endings = {"blanks": " <|im_end|>", "line break": "\n", "none": "\n"}
+    assert said == rest + ("" if unfinished else endings.get(name, "<|im_end|>"))
+
+
+def test_no_token_reaches_from_what_was_given_into_the_rest() -> None:
+    tokenizer = TOKENIZERS["chatml"]
+    whole = tokenizer("hello", add_special_tokens=False)["input_ids"]
+    assert len(whole) == 1
+    said = {"role": "assistant", "content": "hello", "given_characters": 3}
+    found = tokenized_chats([[message("user", "fine"), said]], tokenizer)
+    expected = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("hel", "lo<|im_end|>")]
+    (tokens,), (mask,) = found.sequences, found.learned()
+    assert tokens[mask].tolist() == expected[1]
+    begin = int(mask.argmax())
+    assert tokens[begin - len(expected[0]) : begin].tolist() == expected[0]
+
+
+def test_what_was_given_does_not_join_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.tiny_folders.TEXT", ("\n\n", *TEXT))
+    template = LOOP + "{{ message['role'] + '\n' + message['content'] + '<|im_end|>' }}{% endfor %}"
+    joining = tiny_tokenizer(template + "{% if add_generation_prompt %}{{ 'assistant\n' }}{% endif %}")
+    # Two line breaks are one token unless a word follows.
+    assert len(joining("\n\n", add_special_tokens=False)["input_ids"]) == 1
+    said = {"role": "assistant", "content": "\nyou", "given_characters": 1}
+    found = tokenized_chats([[message("user", "fine"), said]], joining)
+    context = chat_context(joining, [message("user", "fine")])
+    (tokens,), (mask,) = found.sequences, found.learned()
+    np.testing.assert_array_equal(tokens[: len(context)], context)
+    assert joining.decode(tokens[len(context) : mask.argmax()]) == "\n"
+    assert joining.decode(tokens[mask]) == "you<|im_end|>"
+
+
+def test_weight_0_is_context() -> None:
+    tokenizer = TOKENIZERS["chatml"]
+    chat = [{**m, "weight": int(i != 2)} for i, m in enumerate(CHAT)]
+    found, plain = tokenized_chats([chat], tokenizer), tokenized_chats([CHAT], tokenizer)
+    np.testing.assert_array_equal(found.sequences[0], plain.sequences[0])
+    assert learned_texts(found, tokenizer) == learned_texts(plain, tokenizer)[1:]
+    assert not np.any(found.actors[0] == 1)
+    with pytest.raises(ValueError, match="chats must hold a message by agent_role='assistant' with a weight other"):
+        tokenized_chats([[{**m, "weight": 0} for m in CHAT]], tokenizer)
+
+
+def test_long_chats_are_split_with_their_weights() -> None:
+    tokenizer = TOKENIZERS["chatml"]
+    chat = [{**m, "weight": i // 2 % 2} for i, m in enumerate(long_chat(16))]
+    whole = tokenized_chats([chat], tokenizer)
+    split = tokenized_chats([chat], tokenizer, max_tokens=90, long_chats="split")
+    assert len(split) > 3
+    assert learned_texts(split, tokenizer) == learned_texts(whole, tokenizer)
+    assert len(learned_texts(whole, tokenizer)) == 8
 
 
 def test_the_agents_opening_follows_what_the_template_puts_first() -> None:

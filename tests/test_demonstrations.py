@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from cautious_imitation.demonstrations import Demonstrations, actor_codes
+from cautious_imitation.demonstrations import Demonstrations, Message, actor_codes
 from cautious_imitation.dialogue_labels import ACTS, label
 from cautious_imitation.types import Actor
 
@@ -90,9 +91,9 @@ def test_repr_counts_instead_of_printing_everything():
         (([0, 1], [-2]), ([0, 0], [0]), r"sequences\[1\] must hold symbols >= 0, got -2"),
         (([0.5],), ([0],), r"sequences\[0\] must be integers in one dimension, got shape \(1,\) of float64"),
         (([[0, 1]],), ([0, 0],), r"sequences\[0\] must be integers in one dimension, got shape \(1, 2\)"),
-        (([0],), ([3],), r"actors\[0\] must be codes 0..2 \(demonstrator, imitator, environment\)"),
+        (([0],), ([4],), r"actors\[0\] must be codes 0..3 \(demonstrator, imitator, environment, oracle\)"),
         (([0],), (["demonstrator"],), r"actor_codes\(\[...\]\) writes them"),
-        (([0],), ([[0]],), r"actors\[0\] must be codes 0..2 .* in one dimension"),
+        (([0],), ([[0]],), r"actors\[0\] must be codes 0..3 .* in one dimension"),
     ],
 )
 def test_records_that_contradict_themselves(sequences: tuple, actors: tuple, message: str):
@@ -184,6 +185,51 @@ def test_chats_agree_with_a_message_by_message_reading(tmp_path_factory: pytest.
     assert [s.tolist() for s in Demonstrations.from_chats(path).sequences] == expected
 
 
+def said(role: str, content: str, **more: object) -> dict:
+    return {"role": role, "content": content, **more}
+
+
+@pytest.mark.parametrize(
+    ("messages", "symbols", "actors"),
+    [
+        # Each act is its message's, the end of a turn the last message's.
+        ([said("assistant", "Hi", weight=0), said("assistant", "Why?")], [1, 5, 0], [1, 0, 0]),
+        ([said("assistant", "Hi"), said("assistant", "Why?", weight=0)], [1, 5, 0], [0, 1, 1]),
+        ([said("assistant", "Hi"), said("assistant", " ", weight=0)], [1, 0], [0, 1]),
+        ([said("assistant", "Hi", weight=0), said("user", "Why?", weight=0)], [1, 0, 14, 9], [1, 1, 2, 2]),
+        ([said("assistant", "Hi", given_characters=1)], [1, 0], [1, 1]),
+        # Unfinished: the turn goes on.
+        ([said("assistant", "Hi", unfinished=True)], [1], [1]),
+        ([said("assistant", "", unfinished=True)], [], []),
+        ([said("assistant", "Hi"), said("assistant", "Why?", unfinished=True), said("user", "ok")], None, [0, 1, 2, 2]),
+        ([said("assistant", "Hi", weight=None, given_characters=None, unfinished=None)], [1, 0], [0, 0]),
+    ],
+)
+def test_what_is_not_the_speakers_alone_is_the_imitators(tmp_path: Path, messages: list, symbols: list, actors: list):
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": m}) for m in (messages, [said("assistant", "Hi")])))
+    found = Demonstrations.from_chats(path)
+    assert symbols is None or found.sequences[0].tolist() == symbols
+    assert found.actors[0].tolist() == actors
+
+
+def test_chats_of_which_nothing_counts(tmp_path: Path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": [said("assistant", "Hi", weight=0), said("user", "ok")]}))
+    with pytest.raises(
+        ValueError, match=r"holds no whole message by agent_role='assistant' with a weight other than 0"
+    ):
+        Demonstrations.from_chats(path)
+
+
+def test_messages_are_values():
+    one, other = Message(role="user", content="Hi"), Message(role="user", content="Hi", weight=1)
+    assert one == other
+    assert hash(one) == hash(other)
+    with pytest.raises(ValidationError, match="frozen"):
+        one.content = "no"
+
+
 def test_roles_are_the_users_choice(tmp_path: Path):
     path = write_chats(tmp_path / "chats.jsonl", [("student", "Hi"), ("teacher", "ok")])
     demonstrations = Demonstrations.from_chats(path, agent_role="teacher", other_role="student")
@@ -211,6 +257,14 @@ GOOD = '{"messages": [{"role": "assistant", "content": "Hi"}]}'
         ('{"messages": [{"role": "user"}]}', "messages.0.content: Field required"),
         ('{"messages": [{"role": "user", "content": null}]}', "messages.0.content: Input should be a valid string"),
         ('{"messages": [{"role": "user", "content": 5}]}', "messages.0.content: Input should be a valid string"),
+        (
+            '{"messages": [{"role": "user", "content": "Hi", "weight": 0.5}]}',
+            "messages.0.weight: Input should be 0 or 1",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "Hi", "given_characters": 3}]}',
+            "messages.0: Value error, given_characters must be at most the 2 characters of the content, got 3",
+        ),
         ('{"messages": [{"role": "system", "content": "Hi"}]}', "nobody speaks"),
         (
             '{"messages": [{"role": "bot", "content": "Hi"}]}',

@@ -300,7 +300,9 @@ def test_asking_about_any_kind_of_context(name: str, read: bool, wide: LanguageM
     assert isinstance(actions, list) is not single
     for query, row in zip(asked, rows, strict=True):
         assert query.context == tuple(int(token) for token in row)
-        assert query.prediction.log_probs.shape == (2048,)
+        assert query.n_actions == 2048
+        assert len(query.plausible) == 20
+        assert all(0 <= listed.low <= listed.high <= 1 for listed in query.plausible)
     with pytest.raises(HelpNeeded):
         CautiousImitator(wide, alpha=0.5).act(given, Fixed([0.9999999, 0.9999999]))  # type: ignore[arg-type]
 

@@ -19,7 +19,8 @@ from cautious_imitation.hypotheses.weighted_rows import WeightedRows, log_softma
 from cautious_imitation.imitators import BayesianImitator, CautiousImitator
 from cautious_imitation.language.model import LanguageModel, Reading
 from cautious_imitation.language.recent_context import RecentContext
-from cautious_imitation.types import HelpNeeded, Prediction, Query
+from cautious_imitation.oracles.protocol import Act, Decline, HelpNeeded, Query
+from cautious_imitation.types import Prediction
 from tests.tiny_models import tiny_model
 
 DEMONSTRATOR, IMITATOR = 0, 1
@@ -89,7 +90,7 @@ def token_by_token(
             prediction = imitator.predict([text])
             p, ask = np.exp(prediction.log_probs[0].numpy()), float(prediction.ask_probability[0])
             if not pending and uniform * (p.sum() + ask) < ask:
-                pending = list(np.atleast_1d(oracle(Query(tuple(text), prediction))))
+                pending = list(np.atleast_1d(oracle(Query(tuple(text), imitator.n_symbols))))
                 questions.append(Question(len(actors), tuple(pending)))
                 actors.append(DEMONSTRATOR)
             else:
@@ -260,15 +261,16 @@ def test_a_question_too_many_ends_the_text_and_can_be_answered_later() -> None:
         assert one.open_question.context == (*context, *one.tokens.tolist())
         assert teacher(one.open_question) == list(two.questions[1].answer)
         expected = imitator.predict([one.open_question.context])
-        np.testing.assert_allclose(one.open_question.prediction.log_probs, expected.log_probs[0], rtol=1e-7)
-        np.testing.assert_allclose(one.open_question.prediction.log_ask, expected.log_ask[0], rtol=1e-7)
+        listed = sorted(one.open_question.plausible, key=lambda action: action.action)
+        np.testing.assert_allclose([action.low for action in listed], expected.log_probs[0].exp(), rtol=1e-7)
+        np.testing.assert_allclose(one.open_question.ask_probability, expected.ask_probability[0], rtol=1e-7)
     unasked = CautiousImitator(two_heads(), 0.1)
     first = generate(unasked, CONTEXTS, max_new_tokens=15, generator=seeded(2), max_questions=0)
     assert [len(text) for text in first] == [text.questions[0].position for text in whole]
 
 
 @pytest.mark.parametrize("make", [two_heads, stack])
-def test_without_an_oracle_the_first_question_is_raised_and_nothing_is_lost(make: Any) -> None:
+def test_without_an_oracle_the_questions_are_raised_and_nothing_is_lost(make: Any) -> None:
     imitator, generator = CautiousImitator(make(), 0.1), seeded(2)
     with pytest.raises(HelpNeeded) as caught:
         generate(imitator, CONTEXTS, max_new_tokens=15, generator=generator)
@@ -279,7 +281,12 @@ def test_without_an_oracle_the_first_question_is_raised_and_nothing_is_lost(make
         return teacher(query)
 
     again = generate(imitator, CONTEXTS, max_new_tokens=15, generator=generator, oracle=oracle)
-    assert asked[0].context == caught.value.query.context
+    first_of_each = {query.episode: query for query in reversed(asked)}
+    assert {query.episode: query.context for query in caught.value.queries} == {
+        episode: query.context for episode, query in first_of_each.items()
+    }
+    assert {query.id for query in caught.value.queries} <= {query.id for query in asked}
+    assert len({query.id for query in asked}) == len(asked)
     assert len(asked) == sum(len(text.questions) for text in again) >= 1
     check_equal(again, token_by_token(imitator, CONTEXTS, 15, 2))
 
@@ -297,7 +304,7 @@ def test_whole_replies_in_any_sequence(answer: Any) -> None:
     assert (text.actors == DEMONSTRATOR).sum() == sum(min(2, 20 - question.position) for question in text.questions)
 
 
-@pytest.mark.parametrize("answer", [3, -1, 1.0, "1", None, True, [], [1, 3], [1, 0.5], [True], [[1]], np.array([1.0])])
+@pytest.mark.parametrize("answer", [3, -1, 1.0, True, [], [1, 3], [1, 0.5], [True], [[1]], np.array([1.0]), Act((3,))])
 def test_an_answer_that_is_no_reply_is_named(answer: Any) -> None:
     imitator = CautiousImitator(two_heads(), 0.1, oracle=lambda query: answer)
     with pytest.raises(ValueError, match=r"oracle must answer with an action in 0\.\.2, or with one or more of them"):
@@ -500,16 +507,19 @@ def test_the_ends_of_the_unit_interval_are_tokens_too(
     assert text.tokens.tolist() == [said] * 3
 
 
-def test_single_precision_stays_single() -> None:
+def test_single_precision_stays_single(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(seed=1)
     hypotheses = TwoHeads(LanguageModel(model.network.float(), n_symbols=3))
-    precisions = set()
+    imitator = CautiousImitator(hypotheses, 0.1, oracle=lambda query: 1)
+    precisions, predict = set(), imitator.predict
 
-    def oracle(query: Query) -> int:
-        precisions.add(query.prediction.log_probs.dtype)
-        return 1
+    def watched(context: Any) -> Prediction:
+        precisions.add(predict(context).log_probs.dtype)
+        return predict(context)
 
-    texts = generate(CautiousImitator(hypotheses, 0.1, oracle=oracle), CONTEXTS, max_new_tokens=12, generator=seeded())
+    monkeypatch.setattr(imitator, "predict", watched)
+    texts = generate(imitator, CONTEXTS, max_new_tokens=12, generator=seeded())
+    assert any(text.questions for text in texts)
     assert precisions == {torch.float32}
     assert [len(text) for text in texts] == [12] * 5
 
@@ -546,3 +556,94 @@ def test_an_empty_context_needs_a_start_token() -> None:
     hypotheses = TwoHeads(tiny_model(seed=1, start_token=None))
     with pytest.raises(ValueError, match="context must hold at least one token"):
         generate(BayesianImitator(hypotheses), [[0], []], max_new_tokens=3, generator=seeded())
+
+
+class Slow:
+    """Answers only those contexts whose answers are there, in the order in which it is told."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Sequence[int]] = {}
+        self.batches: list[int] = []
+
+    def ask(self, queries: Sequence[Query]) -> list[Act]:
+        waiting = [query for query in queries if query.id not in self.known]
+        if waiting:
+            raise HelpNeeded(waiting)
+        self.batches.append(len(queries))
+        return [Act(tuple(self.known[query.id])) for query in queries]
+
+
+@pytest.mark.parametrize("make", [two_heads, stack])
+def test_a_call_that_waits_is_repeated_until_all_is_answered(make: Any) -> None:
+    imitator, slow = CautiousImitator(make(), 0.1), Slow()
+    rounds, texts = 0, None
+    while texts is None:
+        generator = seeded(2)
+        try:
+            texts = generate(imitator, CONTEXTS, max_new_tokens=15, generator=generator, oracle=slow)
+        except HelpNeeded as help_needed:
+            rounds += 1
+            assert torch.equal(generator.get_state(), seeded(2).get_state())
+            # Not all of them are answered at a time.
+            for query in help_needed.queries[: 1 + rounds % 3]:
+                slow.known[query.id] = teacher(query)
+    assert rounds >= 3
+    check_equal(texts, token_by_token(imitator, CONTEXTS, 15, 2))
+
+
+def test_questions_of_one_step_are_asked_together() -> None:
+    batches = []
+
+    class Together:
+        def ask(self, queries: Sequence[Query]) -> list[Act]:
+            batches.append(len(queries))
+            return [Act(tuple(teacher(query))) for query in queries]
+
+    imitator = CautiousImitator(two_heads(), 0.1, oracle=Together())
+    texts = generate(imitator, [[0]] * 40, max_new_tokens=6, generator=seeded())
+    assert sum(batches) == sum(len(text.questions) for text in texts)
+    assert max(batches) > 5
+
+
+@pytest.mark.parametrize("make", [two_heads, stack])
+def test_a_decline_ends_the_text_or_the_imitator_goes_on(make: Any) -> None:
+    imitator = CautiousImitator(make(), 0.1, oracle=lambda query: Decline("busy", independent=True))
+    stopped = generate(imitator, [[0]] * 30, max_new_tokens=10, generator=seeded())
+    declined = [text for text in stopped if text.ended == "declined"]
+    assert declined
+    for text in declined:
+        assert text.questions == (Question(len(text), (), Decline("busy", independent=True)),)
+        assert text.open_question is not None
+        assert text.open_question.context == (0, *text.tokens.tolist())
+    alone = generate(imitator, [[0]] * 30, max_new_tokens=10, generator=seeded(), after_decline="act")
+    assert {text.ended for text in alone} == {"length"}
+    assert all((text.actors == IMITATOR).all() for text in alone)
+    for one, two in zip(stopped, alone, strict=True):
+        assert two.tokens[: len(one)].tolist() == one.tokens.tolist()
+
+
+def test_tokens_after_a_decline_have_the_frequencies_of_acting() -> None:
+    imitator, n = CautiousImitator(two_heads(), 0.1, oracle=lambda query: None), 4000
+    alone = generate(imitator, [[0]] * n, max_new_tokens=1, generator=seeded(), after_decline="act")
+    tokens = [int(text.tokens[0]) for text in alone if text.questions]
+    p = imitator.predict([[0]]).log_probs[0].exp().numpy()
+    expected = len(tokens) * p / p.sum()
+    assert len(tokens) > 400
+    assert (np.abs(np.bincount(tokens, minlength=3) - expected) <= 4 * np.sqrt(expected)).all()
+
+
+def test_an_answer_that_is_no_evidence_is_not_the_demonstrators() -> None:
+    imitator = CautiousImitator(two_heads(), 0.1, oracle=lambda query: Act((1, 2), evidence=False))
+    texts = generate(imitator, CONTEXTS, max_new_tokens=12, generator=seeded(2))
+    assert any(text.questions for text in texts)
+    assert as_demonstrations(CONTEXTS, texts).n_learned() == 0
+
+
+def test_a_run_may_be_named() -> None:
+    asked: list[Query] = []
+    imitator = CautiousImitator(two_heads(), 0.1, oracle=lambda query: asked.append(query) or teacher(query))
+    texts = generate(imitator, CONTEXTS, max_new_tokens=12, generator=seeded(2), run="tuesday")
+    positions = [(query.episode, len(query.context) - len(CONTEXTS[query.episode or 0])) for query in asked]
+    assert [query.id for query in asked] == [f"tuesday/{episode}/{position}" for episode, position in positions]
+    assert {query.asker for query in asked} == {"tuesday"}
+    assert len(asked) == sum(len(text.questions) for text in texts)

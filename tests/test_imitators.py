@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from cautious_imitation.demonstrations import Demonstrations, actor_codes
 from cautious_imitation.hypotheses.context_tree import ContextTree
 from cautious_imitation.hypotheses.finite import FiniteHypotheses
 from cautious_imitation.imitators import BasePolicy, BayesianImitator, CautiousImitator
-from cautious_imitation.types import Action, Actor, HelpNeeded, Query
+from cautious_imitation.oracles.protocol import Act, Decline, HelpNeeded, Query
+from cautious_imitation.types import Action, Actor
 from tests.random_worlds import Floats, distributions
 
 V, K = 3, 4
@@ -112,7 +114,16 @@ def test_what_is_done_has_the_predicted_frequencies() -> None:
     assert len(questions) == len(asked) > 0
     assert {a.symbol for a in asked} == {2}
     assert questions[0].context == (0, 1)
-    np.testing.assert_allclose(questions[0].prediction.log_probs, prediction.log_probs, rtol=1e-12)
+    assert questions[0].n_actions == V
+    np.testing.assert_allclose(questions[0].ask_probability, prediction.ask_probability, rtol=1e-12)
+    plausible = sorted(questions[0].plausible, key=lambda listed: listed.action)
+    np.testing.assert_allclose([listed.low for listed in plausible], np.exp(prediction.log_probs), rtol=1e-12)
+    np.testing.assert_allclose([listed.mixture for listed in plausible], np.exp(hypotheses.mixture([0, 1])), rtol=1e-12)
+    highest = hypotheses.plausible([0, 1], 0.05).maximum()
+    np.testing.assert_allclose([listed.high for listed in plausible], np.exp(highest), rtol=1e-12)
+    mixtures = [listed.mixture for listed in questions[0].plausible]
+    assert mixtures == sorted(mixtures, reverse=True)
+    assert len({question.id for question in questions}) == len(questions)
 
 
 def test_a_bayesian_imitator_acts_without_asking_and_learns_nothing_by_acting() -> None:
@@ -145,16 +156,90 @@ def test_without_an_oracle_the_question_is_raised() -> None:
     with pytest.raises(HelpNeeded, match=r"asks for help at context \(2, 1\) and has no oracle") as caught:
         imitator.act([2, 1], np.random.default_rng(0))
     assert caught.value.query.context == (2, 1)
-    assert caught.value.query.prediction.ask_probability == 1
+    assert caught.value.query.ask_probability == 1
     imitator.observe(caught.value.query.context, 1, "demonstrator")
     assert imitator.predict([2, 1]).ask_probability < 1
 
 
-@pytest.mark.parametrize("answer", [3, -1, 1.0, "1", None, True, np.array([1])])
+@pytest.mark.parametrize("answer", [3, -1, 1.0, True, [], np.array([0.5]), Act((0, 5)), {"action": 1}])
 def test_an_answer_that_is_no_action_is_named(answer: Any) -> None:
     imitator = CautiousImitator(ContextTree(V, depth=1), 0.01, oracle=lambda query: answer)
-    with pytest.raises(ValueError, match=r"oracle must answer with an action in 0\.\.2, got"):
+    with pytest.raises(ValueError, match=r"oracle must answer with an action in 0\.\.2, or with one or more"):
         imitator.act([0], np.random.default_rng(0))
+
+
+def test_several_actions_are_too_many_for_one() -> None:
+    imitator = CautiousImitator(ContextTree(V, depth=1), 0.01, oracle=lambda query: [1, 2])
+    with pytest.raises(
+        ValueError, match=r"must answer with a single action in 0\.\.2 where one is asked for, got \(1, 2\)"
+    ):
+        imitator.act([0], np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(None, "the oracle returned None"), (Decline("busy"), "busy"), ("word", "the answer 'word' is in words")],
+)
+def test_a_decline_stops_and_says_why(answer: Any, reason: str) -> None:
+    imitator = CautiousImitator(ContextTree(V, depth=1), 0.01, oracle=lambda query: answer)
+    with pytest.raises(HelpNeeded, match=re.escape(f"the oracle declined ({reason}")):
+        imitator.act([0], np.random.default_rng(0))
+
+
+def test_after_a_decline_it_acts_as_if_it_had_not_asked() -> None:
+    imitator, n = CautiousImitator(finite().fit([[0, 1, 2]]), 0.05, oracle=lambda query: None), 20_000
+    contexts = np.tile([0, 1], (n, 1))
+    alone = imitator.act(contexts, np.random.default_rng(0), after_decline="act")
+    imitator.oracle = lambda query: 0
+    asked = [a.actor is Actor.DEMONSTRATOR for a in imitator.act(contexts, np.random.default_rng(0))]  # type: ignore[union-attr]
+    instead = np.bincount([a.symbol for a, asks in zip(alone, asked, strict=True) if asks], minlength=V)  # type: ignore[arg-type]
+    expected = instead.sum() * np.exp(imitator.predict([0, 1]).log_probs)
+    expected /= np.exp(imitator.predict([0, 1]).log_probs).sum()
+    assert instead.sum() > 1_000
+    assert (np.abs(instead - expected) <= 4 * np.sqrt(expected)).all()
+    assert {a.actor for a in alone} == {Actor.IMITATOR}  # type: ignore[union-attr]
+
+
+def test_where_nothing_is_plausible_enough_there_is_nothing_to_do_after_a_decline() -> None:
+    imitator = CautiousImitator(ContextTree(V, depth=1), 0.01, oracle=lambda query: None)
+    with pytest.raises(HelpNeeded, match="no action is plausible enough to go on"):
+        imitator.act([0], np.random.default_rng(0), after_decline="act")
+    with pytest.raises(ValueError, match='after_decline must be "stop" or "act", got \'sulk\''):
+        imitator.act([0], np.random.default_rng(0), after_decline="sulk")  # type: ignore[arg-type]
+
+
+def test_an_answer_that_is_no_evidence_is_the_oracles() -> None:
+    imitator = CautiousImitator(ContextTree(V, depth=1), 0.01, oracle=lambda query: Act((2,), evidence=False))
+    assert imitator.act([0], np.random.default_rng(0)) == Action(2, Actor.ORACLE)
+    before = imitator.predict([0]).log_probs
+    imitator.observe([0], 2, Actor.ORACLE)
+    np.testing.assert_array_equal(imitator.predict([0]).log_probs, before)
+
+
+def test_questions_of_a_batch_are_asked_together() -> None:
+    batches = []
+
+    class Together:
+        def ask(self, queries: Any) -> list[Act]:
+            batches.append([query.context for query in queries])
+            return [Act((query.context[-1],)) for query in queries]
+
+    imitator = CautiousImitator(ContextTree(V, depth=1), 0.01, oracle=Together())
+    contexts = np.array([[0, 1], [0, 2], [1, 0]])
+    actions = imitator.act(contexts, np.random.default_rng(0))
+    assert batches == [[(0, 1), (0, 2), (1, 0)]]
+    assert actions == [Action(symbol, Actor.DEMONSTRATOR) for symbol in (1, 2, 0)]
+
+
+def test_names_are_shown_to_whoever_answers_and_read_from_the_answer() -> None:
+    asked = []
+    names = ["left", "right", "stay"]
+    imitator = CautiousImitator(
+        ContextTree(V, depth=1), 0.01, oracle=lambda query: asked.append(query) or "stay", vocabulary=names
+    )
+    assert imitator.act([0, 1], np.random.default_rng(0)) == Action(2, Actor.DEMONSTRATOR)
+    assert asked[0].text == "left, right"
+    assert {listed.text for listed in asked[0].plausible} == set(names)
 
 
 def test_a_numpy_integer_is_an_answer() -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from cautious_imitation import CompareConfig, Demonstrations, compare
 from cautious_imitation.cli import app
 from cautious_imitation.comparison.cells import Experiment
+from cautious_imitation.dialogue_labels import FAREWELL
 from cautious_imitation.environments.dialogue_acts import dialogue_acts_world
 
 REPLIES = ("great, thank you!", "what do you mean?", "haha", "that is terrible", "ok", "I went to the shop", "bye")
@@ -94,6 +95,18 @@ def test_other_roles_can_be_named(tmp_path: Path) -> None:
     user = chats(tmp_path / "same.jsonl")
     assistant = compare(CompareConfig.load(overrides=[GRID], demonstrations=user))
     assert [row["reward"] for row in tutor.rows] == [row["reward"] for row in assistant.rows]
+
+
+def test_messages_of_weight_0_are_nobodys_example(tmp_path: Path) -> None:
+    mine = chats(tmp_path / "mine.jsonl")
+    expected = dialogue_acts_world(Demonstrations.from_chats(mine), horizon=8)
+    lines = [json.loads(line)["messages"] for line in mine.read_text(encoding="utf-8").splitlines()]
+    # Somebody else has said goodbye all the time in the demonstrator's place.
+    lines += [[m | {"content": "bye", "weight": 0} if m["role"] == "assistant" else m for m in chat] for chat in lines]
+    mine.write_text("\n".join(json.dumps({"messages": chat}) for chat in lines), encoding="utf-8")
+    world = dialogue_acts_world(Demonstrations.from_chats(mine), horizon=8)
+    np.testing.assert_allclose(world.demonstrator[world.start], expected.demonstrator[expected.start], atol=0.02)
+    assert expected.demonstrator[expected.start, FAREWELL] < 0.3
 
 
 GOOD = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}'

@@ -440,3 +440,27 @@ class TestBestResponse:
 def test_bad_input_names_the_argument_and_the_shapes(call, message):
     with pytest.raises(ValueError, match=message):
         call(union((np.array([0.5, 0.5]), 0.1)))
+
+
+@given(p=simplex(3), radius=radii)
+def test_the_most_of_an_action_is_what_a_solver_finds(p: Floats, radius: float) -> None:
+    """Largest q with kl(p_a, q) <= radius, by bisection on the binary divergence."""
+    most = np.exp(union((p, radius)).maximum())
+    for centre, found in zip(p, most, strict=True):
+        low, high = centre, 1.0
+        for _ in range(200):
+            middle = 0.5 * (low + high)
+            inside = (
+                kl(np.array([centre, 1 - centre]), np.array([middle, 1 - middle])) <= radius if middle < 1 else False
+            )
+            low, high = (middle, high) if inside else (low, middle)
+        assert found == pytest.approx(low, rel=1e-7, abs=1e-12)
+
+
+def test_the_most_of_several_members_is_the_most_of_any() -> None:
+    several = union(
+        (np.array([0.5, 0.3, 0.2]), 0.1), (np.array([0.1, 0.1, 0.8]), 0.0), (np.array([0.2, 0.8, 0.0]), 0.02)
+    )
+    alone = [union((np.exp(c), r)).maximum() for c, r in zip(several.log_centres, several.radii_nats, strict=True)]
+    np.testing.assert_allclose(several.maximum(), np.max(alone, axis=0))
+    assert np.exp(union((np.array([0.5, 0.5]), np.inf)).maximum()).tolist() == [1.0, 1.0]

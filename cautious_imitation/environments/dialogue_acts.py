@@ -119,8 +119,8 @@ def _world(demonstrations: Demonstrations, depth: int) -> FiniteWorld:
     reward[:, END_OF_TURN] = np.where(agent_turn, 0.0, mood)
     turn_start = last == STUDENT_ENDED
     swapped = [(s + N_ACTS) % N_SYMBOLS for s in demonstrations.sequences]
-    demonstrator = _speaker(list(demonstrations.sequences), contexts, STUDENT_ENDED)
-    if not _ends_turns_at_start(list(demonstrations.sequences)):
+    demonstrator = _speaker(demonstrations, contexts, STUDENT_ENDED)
+    if not _ends_turns_at_start(demonstrations):
         demonstrator[turn_start, END_OF_TURN] = 0.0
         demonstrator[turn_start] *= (1 - _SILENCE) / demonstrator[turn_start].sum(axis=1, keepdims=True)
         demonstrator[turn_start, END_OF_TURN] = _SILENCE
@@ -139,7 +139,7 @@ def _world(demonstrations: Demonstrations, depth: int) -> FiniteWorld:
     )
 
 
-def _speaker(sequences: list[IntArray], contexts: IntArray, start_symbol: int) -> FloatArray:
+def _speaker(sequences: Demonstrations | list[IntArray], contexts: IntArray, start_symbol: int) -> FloatArray:
     """One speaker as a single tree of the class: the most probable one, each leaf backed off to its parent."""
     tree = ContextTree(
         N_ACTS, contexts.shape[1], n_context_symbols=N_SYMBOLS, start_symbol=start_symbol, complexity="bic"
@@ -153,9 +153,9 @@ def _speaker(sequences: list[IntArray], contexts: IntArray, start_symbol: int) -
     return policy
 
 
-def _ends_turns_at_start(sequences: list[IntArray]) -> bool:
-    """Whether the agent ever ended a turn that it had not begun."""
+def _ends_turns_at_start(demonstrations: Demonstrations) -> bool:
+    """Whether the demonstrator ever ended a turn that it had not begun."""
     return any(
-        bool(((s == END_OF_TURN) & (np.concatenate([[STUDENT_ENDED], s[:-1]]) == STUDENT_ENDED)).any())
-        for s in sequences
+        bool((learned & (s == END_OF_TURN) & (np.concatenate([[STUDENT_ENDED], s[:-1]]) == STUDENT_ENDED)).any())
+        for s, learned in zip(demonstrations.sequences, demonstrations.learned(), strict=True)
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ class TorchSet(Protocol):
     def minimum(self) -> Tensor:
         """Pointwise minimum ``[..., V]`` in nats."""
 
+    def maximum(self) -> Tensor:
+        """Largest probability of each action ``[..., V]`` in nats."""
+
     def worst_kl(self, log_pi: Tensor, /) -> Tensor:
         """Largest KL(pi || nu) ``[...]`` in nats."""
 
@@ -48,6 +51,8 @@ class SingleAction:
     def minimum(self) -> Tensor:
         """log 1, for any number of contexts."""
         return torch.zeros(())
+
+    maximum = minimum
 
     def worst_kl(self, log_pi: Tensor) -> Tensor:
         """0 nats."""
@@ -93,12 +98,20 @@ class EventSet:
 
     def minimum(self) -> Tensor:
         """Pointwise minimum: ``[..., V]`` log-probabilities in nats; exact, the least event times the least within."""
+        return self._extreme("minimum")
 
+    def maximum(self) -> Tensor:
+        """Largest probabilities ``[..., V]`` in nats, the likeliest event times the most within; may sum to over 1."""
+        return self._extreme("maximum")
+
+    def _extreme(self, which: Literal["minimum", "maximum"]) -> Tensor:
         def of(part: EventPart) -> Tensor:
-            within = [known.minimum() for known in part.within]
+            within = [getattr(known, which)() for known in part.within]
             if part.tree is None:
-                return within[0]
-            return joined(as_torch(part.tree.minimum(), part.rows.device, self.dtype), within, part.members)
+                alone: Tensor = within[0]
+                return alone
+            of_events = as_torch(getattr(part.tree, which)(), part.rows.device, self.dtype)
+            return joined(of_events, within, part.members)
 
         return self._gathered(of)
 

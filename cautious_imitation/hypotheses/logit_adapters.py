@@ -143,6 +143,10 @@ class AdaptedLogits:
         """Least probability of each token over the plausible members: ``[..., V]`` log-probabilities in nats."""
         return self._spread(self._least_ratios())
 
+    def maximum(self) -> Tensor:
+        """Largest probability of each token over the plausible members: ``[..., V]`` log-probabilities in nats."""
+        return self._spread(self.log_ratios.masked_fill(~self.plausible[..., None], -torch.inf).amax(-2))
+
     def minimum_and_ask(self) -> tuple[Tensor, Tensor]:
         """The minimum and the log-probability of asking that it leaves, ``[...]``; see ``wide_minimum``.
 

@@ -96,6 +96,15 @@ class LogitBall:
         """Pointwise minimum over the ball, or what the bound makes of it: ``[..., V]`` log-probabilities in nats."""
         return self.log_centre - self._dropped[0]
 
+    @torch.no_grad()
+    def maximum(self) -> Tensor:
+        """Largest probability of each action over the ball, or more: ``[..., V]`` log-probabilities in nats.
+
+        Each is the first-order value, which no member exceeds, since a log-softmax is concave; at most 1.
+        """
+        rise = _first_order_drop(self._centre, self.radius[..., None], self.scale)
+        return (self.log_centre + rise).clamp_(max=0.0)
+
     def worst_kl(self, log_pi: Tensor) -> Tensor:
         """max KL(pi || nu) over the ball, or what the bound makes of it, in nats: ``[...]`` for ``log_pi [..., V]``.
 

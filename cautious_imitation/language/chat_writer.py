@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -11,12 +12,31 @@ import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-Messages: TypeAlias = list[dict[str, str]]
-"""``{"role": ..., "content": ...}`` each, with one of the three roles below."""
+from cautious_imitation.demonstrations import Message
+
+Messages: TypeAlias = list[Message]
+"""Messages with one of the three roles below, oldest first."""
 
 AGENT, OTHER, SYSTEM = "assistant", "user", "system"
 
 _REMEDY = "set tokenizer.chat_template to one that does, or to None for plain text"
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """Where in the text of a chat a message of the agent stands."""
+
+    opening: int
+    learned: int
+    """Where what is learned begins: after what was given, if anything was."""
+    end: int
+    """Where it ends: after the end of the turn, or before it in an unfinished message."""
+    message: Message
+
+    @property
+    def borders(self) -> tuple[int, ...]:
+        """What no token reaches across."""
+        return (self.opening, self.learned, *((self.end,) if self.message.unfinished else ()))
 
 
 class ChatWriter:
@@ -43,7 +63,7 @@ class ChatWriter:
     def written(
         self, messages: Messages, where: str, *, reply_next: bool = False
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Tokens ``[T]`` of a chat, and which of them are the agent's ``[T]``.
+        """Tokens ``[T]`` of a chat, and which of them are the agent's to be learned from ``[T]``.
 
         Args:
             messages: oldest first, with the three roles that chat templates know.
@@ -53,49 +73,72 @@ class ChatWriter:
         Raises:
             ValueError: if the chat cannot be written so that the agent's tokens are told apart.
         """
-        self._check_contents(messages, where)
-        text, spans = self._spans(messages, where, reply_next)
-        tokens, starts, first_tokens = self._encoded(text, [begin for begin, _ in spans])
+        self.check_contents(messages, where)
+        text, replies = self._replies(messages, where, reply_next)
+        borders = sorted({border for reply in replies for border in reply.borders})
+        tokens, starts, firsts = self._encoded(text, borders)
         ours = np.zeros(len(tokens), dtype=np.bool_)
-        for first, (_, end) in zip(first_tokens, spans, strict=True):
-            ours[first : np.searchsorted(starts, end)] = True
+        for reply in replies:
+            if reply.message.weight:
+                end = firsts[reply.end] if reply.message.unfinished else np.searchsorted(starts, reply.end)
+                ours[firsts[reply.learned] : end] = True
         return tokens, ours
 
-    def _check_contents(self, messages: Messages, where: str) -> None:
+    def opening(self, messages: Messages, where: str) -> str:
+        """The text of a chat so far, up to the agent's words in its next reply.
+
+        Raises:
+            ValueError: if the template cannot write this chat.
+        """
+        return self._openings(messages, [len(messages)], where)[0]
+
+    def check_contents(self, messages: Messages, where: str) -> None:
+        """See that nothing in ``messages`` would be read as something that nobody wrote.
+
+        Raises:
+            ValueError: if a message holds a special token, or a line break where those end turns.
+        """
         for number, message in enumerate(messages):
             for special in self.specials:
-                if special in message["content"]:
+                if special in message.content:
                     raise ValueError(
                         f"{where}: messages[{number}] must not contain {special!r}, which the tokenizer reads as a "
                         "special token rather than as what somebody wrote; take it out"
                     )
-            if self.template is None and "\n" in message["content"]:
+            if self.template is None and "\n" in message.content:
                 raise ValueError(
                     f"{where}: messages[{number}] must be one line, since the tokenizer has no chat template and a "
                     "line break ends the turn; replace line breaks, or set tokenizer.chat_template"
                 )
 
-    def _spans(self, messages: Messages, where: str, reply_next: bool) -> tuple[str, list[tuple[int, int]]]:
-        """The text of a chat, and where in it each of the agent's messages begins and ends, end of turn included."""
-        replies = [i for i, message in enumerate(messages) if message["role"] == AGENT]
-        openings = self._openings(messages, replies + ([len(messages)] if reply_next else []), where)
-        text = openings.pop() if reply_next else self._rendered([messages], where)[0]
-        spans = []
+    def _replies(self, messages: Messages, where: str, reply_next: bool) -> tuple[str, list[_Reply]]:
+        """The text of a chat, and where in it each of the agent's messages is."""
+        places = [i for i, message in enumerate(messages) if message.role == AGENT]
+        openings = self._openings(messages, places + ([len(messages)] if reply_next else []), where)
+        text = openings.pop() if reply_next else self.rendered([messages], where)[0]
+        replies = []
         ending = ""
-        for i, opening in zip(replies, openings, strict=True):
-            rest = _after(messages[i]["content"], text[len(opening) :]) if text.startswith(opening) else None
+        for i, opening in zip(places, openings, strict=True):
+            message = messages[i]
+            said = text[len(opening) :]
+            rest = _after(message.content, said) if text.startswith(opening) else None
             if rest is not None and ending and rest.startswith(ending):
                 # Turns mostly end alike, and then the chat so far need not be written once more to find the end.
                 end = len(text) - len(rest) + len(ending)
             else:
                 end, ending = self._end(messages[: i + 1], opening, text, where)
-            spans.append((len(opening), end))
-        return text, spans
+            learned, content = len(opening), message.content
+            if message.given_characters:
+                learned += _place(message.given_characters, content, said)
+            if message.unfinished:
+                end = max(learned, len(opening) + _place(len(content), content, said))
+            replies.append(_Reply(len(opening), learned, end, message))
+        return text, replies
 
     def _end(self, messages: Messages, opening: str, text: str, where: str) -> tuple[int, str]:
         """Where in ``text`` the last of ``messages`` ends, and what marks the end, without blanks after it."""
-        turn = self._rendered([messages], where)[0]
-        rest = _after(messages[-1]["content"], turn[len(opening) :]) if turn.startswith(opening) else None
+        turn = self.rendered([messages], where)[0]
+        rest = _after(messages[-1].content, turn[len(opening) :]) if turn.startswith(opening) else None
         name = f"messages[{len(messages) - 1}]"
         if rest is None or not text.startswith(turn):
             raise ValueError(
@@ -114,9 +157,9 @@ class ChatWriter:
         for a chat that the agent opens, leaves out what comes first; then two replies tell by where they part.
         """
         histories = [messages[:i] for i in positions]
-        openings = self._rendered(histories, where, prompt=True)
+        openings = self.rendered(histories, where, prompt=True)
         # Where a reply has words, a prompt that is none shows later; the first two speak for the others.
-        blank = [i == len(messages) or not messages[i]["content"].strip() for i in positions]
+        blank = [i == len(messages) or not messages[i].content.strip() for i in positions]
         doubtful = [k for k in range(len(positions)) if k < 2 or blank[k]]
         if self._corrected(openings, histories, doubtful, where):
             self._corrected(openings, histories, [k for k in range(len(positions)) if k not in doubtful], where)
@@ -124,55 +167,68 @@ class ChatWriter:
 
     def _corrected(self, openings: list[str], histories: list[Messages], which: list[int], where: str) -> bool:
         """Correct those of ``openings`` after which no reply begins; whether one of them follows on something said."""
-        replies = [[*histories[k], {"role": AGENT, "content": "A"}] for k in which]
+        replies = [[*histories[k], Message(role=AGENT, content="A")] for k in which]
         found = False
-        for k, probe in zip(which, self._rendered(replies, where), strict=True):
+        for k, probe in zip(which, self.rendered(replies, where), strict=True):
             if not (probe.startswith(openings[k]) and probe[len(openings[k]) :].lstrip().startswith("A")):
-                other = self._rendered([[*histories[k], {"role": AGENT, "content": "B"}]], where)[0]
+                other = self.rendered([[*histories[k], Message(role=AGENT, content="B")]], where)[0]
                 openings[k] = probe[: _shared(probe, other)]
                 found |= bool(histories[k])
         return found
 
-    def _rendered(self, chats: list[Messages], where: str, prompt: bool = False) -> list[str]:
+    def rendered(self, chats: list[Messages], where: str, prompt: bool = False) -> list[str]:
+        """The text of each of ``chats``; with ``prompt`` what the template puts before a reply stands at the end.
+
+        Raises:
+            ValueError: if the template cannot write one of them.
+        """
         if not chats:
             return []
         if self.template is None:
             return [self._plain(chat) + (f"{AGENT.capitalize()}:" if prompt else "") for chat in chats]
         try:
             rendered: list[str] = self.tokenizer.apply_chat_template(
-                chats, tokenize=False, add_generation_prompt=prompt
+                [[{"role": m.role, "content": m.content} for m in chat] for chat in chats],
+                tokenize=False,
+                add_generation_prompt=prompt,
             )
         except TemplateError as error:
             raise ValueError(f"{where}: the chat template cannot write this chat: {error}") from error
         return rendered
 
     def _plain(self, messages: Messages) -> str:
-        lines = [f"{m['role'].capitalize()}:{' ' if m['content'] else ''}{m['content']}\n" for m in messages]
+        lines = [f"{m.role.capitalize()}:{' ' if m.content else ''}{m.content}\n" for m in messages]
         return self.start + "".join(lines)
 
-    def _encoded(self, text: str, begins: Sequence[int]) -> tuple[NDArray[np.int64], list[int], list[int]]:
-        """Tokens of ``text``, where each starts, and which is the first after each of ``begins``.
+    def _encoded(self, text: str, borders: Sequence[int]) -> tuple[NDArray[np.int64], list[int], dict[int, int]]:
+        """Tokens of ``text``, where each starts, and which is the first after each of ``borders``, which ascend.
 
-        What stands before each of ``begins`` has the tokens that it has when nothing follows. Tokenizers that look
-        ahead, or join characters from both sides, are given the text in two pieces there.
+        What stands before a border has the tokens that it has when nothing follows. Tokenizers that look ahead, or join
+        characters from both sides, are given the text in two pieces there.
         """
         cuts: list[int] = []
-        first_tokens = []
+        firsts: dict[int, int] = {}
         character, token = 0, 0
         tokens, starts = self._pieces(text, cuts)
-        for begin in begins:
+        for last, border in pairwise([0, *borders]):
             # Text is taken apart at special tokens and cuts: what stands before the last one need not be read again.
-            separators = range(bisect_left(starts, begin) - 1, token, -1)
+            separators = range(bisect_left(starts, border) - 1, token, -1)
             found = next((n for n in separators if tokens[n] in self.separators), None)
             if found is not None:
                 character, token = starts[found], found
-            before, _ = self._pieces(text[character:begin], [])
-            first_tokens.append(token + len(before))
-            if tokens[token : token + len(before)] != before:
-                cuts.append(begin)
+            before, _ = self._pieces(text[character:border], [])
+            if last in firsts and before[: max(firsts[last] - token, 0)] != tokens[token : firsts[last]]:
+                # Without what follows, a token would reach across the border before this one.
+                cuts.append(last)
                 tokens, starts = self._pieces(text, cuts)
-                character, token = begin, first_tokens[-1]
-        return np.array(tokens, dtype=np.int64), starts, first_tokens
+                character, token = last, firsts[last]
+                before, _ = self._pieces(text[character:border], [])
+            firsts[border] = token + len(before)
+            if tokens[token : firsts[border]] != before:
+                cuts.append(border)
+                tokens, starts = self._pieces(text, cuts)
+                character, token = border, firsts[border]
+        return np.array(tokens, dtype=np.int64), starts, firsts
 
     def _pieces(self, text: str, cuts: list[int]) -> tuple[list[int], list[int]]:
         tokens: list[int] = []
@@ -199,3 +255,12 @@ def _after(content: str, said: str) -> str | None:
     bare = content.strip()
     begun = said.lstrip() if bare else said
     return begun[len(bare) :] if begun.startswith(bare) else None
+
+
+def _place(n: int, content: str, said: str) -> int:
+    """Where in the text of a turn the first ``n`` characters of ``content`` end, given what ``_after`` goes by."""
+    if said.startswith(content) and len(said) > len(content):
+        return n
+    bare = content.strip()
+    begin = len(said) - len(said.lstrip()) if bare else 0
+    return begin + min(max(n - (len(content) - len(content.lstrip())), 0), len(bare))

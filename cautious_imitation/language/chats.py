@@ -41,6 +41,10 @@ def tokenized_chats(
     Tokens are those of the whole text, except that none reaches from a header into a reply: what stands before a reply
     is always the tokens that ``chat_context`` gives.
 
+    A message of the agent with weight 0 is context, and so are its first ``given_characters`` (see ``Message``): the
+    environment's, since a file does not say who else wrote them, and not learned from whatever counts as evidence. No
+    token reaches from what was given into the rest, or over the end of an unfinished message, whose turn does not end.
+
     Args:
         chats: a JSONL file as for ``Demonstrations.from_chats``, or such chats: ``{"messages": [...]}`` each, or the
             list of messages itself.
@@ -66,11 +70,12 @@ def tokenized_chats(
     name = str(chats) if isinstance(chats, (str, PathLike)) else "chats"
     sequences, actors = [], []
     demonstrator, environment = actor_codes([Actor.DEMONSTRATOR, Actor.ENVIRONMENT])
-    anything, spoken = False, False
+    anything, spoken, learned = False, False, False
     for where, chat in _chats(chats):
         anything = True
         messages = _messages(chat.messages, roles, where)
-        spoken |= any(message["role"] == AGENT for message in messages)
+        spoken |= any(message.role == AGENT for message in messages)
+        learned |= any(message.role == AGENT and message.weight for message in messages)
         for tokens, ours in _sequences(writer, messages, where, max_tokens, long_chats):
             sequences.append(tokens)
             actors.append(np.where(ours, demonstrator, environment))
@@ -83,6 +88,11 @@ def tokenized_chats(
             f"{name} must hold a message by the role to imitate, agent_role={agent_role!r}, got none; pass the role "
             "that your chats use as agent_role"
         )
+    if not learned:
+        raise ValueError(
+            f"{name} must hold a message by agent_role={agent_role!r} with a weight other than 0, got none; there is "
+            "nothing to imitate"
+        )
     return Demonstrations(tuple(sequences), tuple(actors))
 
 
@@ -93,7 +103,7 @@ def chat_context(
 
     Args:
         tokenizer: as in ``tokenized_chats``.
-        messages: ``{"role": ..., "content": ...}`` each, oldest first; none if the agent opens the chat.
+        messages: ``{"role": ..., "content": ...}`` or ``Message`` each, oldest first; none if the agent opens it.
         agent_role: role of the speaker to imitate.
         other_role: role of whoever the agent talks to.
 
@@ -120,10 +130,10 @@ def _sequences(
             f"{where}: a chat must have at most {max_tokens} tokens, the longest that the model reads, got "
             f'{len(whole[0])}; pass long_chats="split" to cut it between turns, or shorten it'
         )
-    lead = list(takewhile(lambda message: message["role"] == SYSTEM, messages))
+    lead = list(takewhile(lambda message: message.role == SYSTEM, messages))
     piece: Messages = []
     fitting = None
-    answered = [part for part in _exchanges(messages[len(lead) :]) if part[-1]["role"] == AGENT]
+    answered = [part for part in _exchanges(messages[len(lead) :]) if part[-1].role == AGENT]
     for exchange in answered:
         longer = writer.written([*lead, *piece, *exchange], where)
         if piece and len(longer[0]) > max_tokens:
@@ -134,7 +144,7 @@ def _sequences(
         if len(longer[0]) > max_tokens:
             raise ValueError(
                 f"{where}: a reply with what it answers must have at most {max_tokens} tokens, the longest that the "
-                f"model reads, got {len(longer[0])} from {exchange[0]['content'][:40]!r} on; shorten it"
+                f"model reads, got {len(longer[0])} from {exchange[0].content[:40]!r} on; shorten it"
             )
         piece, fitting = [*piece, *exchange], longer
     if fitting is not None:
@@ -145,7 +155,7 @@ def _exchanges(messages: Messages) -> Iterator[Messages]:
     """Cut where the agent has spoken and another goes on."""
     begin = 0
     for i, (message, following) in enumerate(pairwise(messages), start=1):
-        if message["role"] == AGENT != following["role"]:
+        if message.role == AGENT != following.role:
             yield messages[begin:i]
             begin = i
     if messages[begin:]:
@@ -170,7 +180,7 @@ def _messages(messages: Iterable[Message], roles: Mapping[str, str], where: str)
                 f"{where}: unknown role {message.role!r}; known are {', '.join(map(repr, roles))}: rename it, or pass "
                 "agent_role and other_role"
             )
-        written.append({"role": roles[message.role], "content": message.content})
+        written.append(message.model_copy(update={"role": roles[message.role]}))
     return written
 
 

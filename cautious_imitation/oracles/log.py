@@ -391,7 +391,9 @@ class QueryLog:
             values += skip
         # Two questions to the index rather than one that it cannot answer.
         oldest = [
-            connection.execute(f"SELECT * FROM queries WHERE {which} {whose} ORDER BY seq LIMIT 1", parameters).fetchone()
+            connection.execute(
+                f"SELECT * FROM queries WHERE {which} {whose} ORDER BY seq LIMIT 1", parameters
+            ).fetchone()
             for which, parameters in (
                 ("status = 'open'", values),
                 ("status = 'claimed' AND lease_until <= ?", [now, *values]),
@@ -429,7 +431,8 @@ class QueryLog:
             some = wanted[begin : begin + _AT_ONCE]
             marks = ", ".join("?" * len(some))
             rows = connection.execute(
-                f"SELECT id, {_STATUS} AS current, answer, taken_at FROM queries WHERE id IN ({marks})", (now, now, *some)
+                f"SELECT id, {_STATUS} AS current, answer, taken_at FROM queries WHERE id IN ({marks})",
+                (now, now, *some),
             ).fetchall()
             known += len(rows)
             for row in rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Protocol, TypeAlias, runtime_checkable
 from uuid import uuid4
 
@@ -75,19 +76,29 @@ class Act:
         text: a whole reply in words, which ends the turn. Whoever asked turns it into actions.
         evidence: whether it may be learned from: False if nobody chose it for this question, as when an earlier answer
             is repeated or somebody else than the demonstrator stands in.
+        independent: whether it was decided without regard to the answer that this question gets one, and from this
+            oracle; False if an earlier one declined it by what it would have answered. See ``Decline``.
 
     Raises:
         ValueError: if there are neither actions nor words, or both.
 
     >>> Act((3, 1)), Act(text="I don't know.")
-    (Act(actions=(3, 1), text=None, evidence=True), Act(actions=(), text="I don't know.", evidence=True))
+    (Act((3, 1)), Act(text="I don't know."))
     """
 
     actions: tuple[int, ...] = ()
     text: str | None = None
     evidence: bool = True
+    independent: bool = True
+
+    def __repr__(self) -> str:
+        shown = [f"{self.actions!r}"] if self.text is None else [f"text={self.text!r}"]
+        shown += [f"{name}=False" for name in ("evidence", "independent") if not getattr(self, name)]
+        return f"Act({', '.join(shown)})"
 
     def __post_init__(self) -> None:
+        plain = (index(a) if hasattr(a, "__index__") and not isinstance(a, bool) else a for a in self.actions)
+        object.__setattr__(self, "actions", tuple(plain))
         if bool(self.actions) == (self.text is not None):
             raise ValueError(
                 f"an Act must hold actions, or text for a whole reply in words, got actions={self.actions!r} and "
@@ -136,8 +147,12 @@ class HelpNeeded(Exception):
         more = len(self.queries) - 1
         others = f", and {more} more question{'s' if more > 1 else ''}" if more else ""
         super().__init__(
-            f"the imitator asks for help at context {_shown(self.query.context)}{others}; "
-            + (remedy or "pass oracle=f with f(query) -> action, or catch HelpNeeded and answer through observe()")
+            f"the imitator asks for help at context {_shown(self.query.context)}{others}"
+            + (
+                f"; {remedy}"
+                if remedy
+                else " and has no oracle; pass oracle=f with f(query) -> action, or catch HelpNeeded and answer through observe()"
+            )
         )
 
     @property
@@ -174,21 +189,43 @@ def check_answer(answer: Answer, query: Query) -> Answer:
     for action in answer.actions:
         if isinstance(action, bool) or not isinstance(action, int) or not 0 <= action < query.n_actions:
             raise OracleError(
-                f"oracle must answer with actions in 0..{query.n_actions - 1}, got {action!r} in {answer.actions!r}"
+                f"oracle must answer with an action in 0..{query.n_actions - 1}, or with one or more of them in a row, "
+                f"got {action!r} in {answer.actions!r}"
             )
     return answer
 
 
-def check_answers(answers: Sequence[Answer], queries: Sequence[Query]) -> list[Answer]:
+def check_answers(answers: object, queries: Sequence[Query]) -> list[Answer]:
     """The answers as a list, one a query, each checked.
 
     Raises:
         OracleError: if there are not as many answers as questions, or one of them is none.
     """
-    if not isinstance(answers, Sequence) or isinstance(answers, str) or len(answers) != len(queries):
-        got = f"{len(answers)}" if isinstance(answers, Sequence) and not isinstance(answers, str) else repr(answers)
-        raise OracleError(f"oracle must give one answer a question, got {got} for {len(queries)} questions")
+    if not isinstance(answers, (list, tuple)) or len(answers) != len(queries):
+        got = f"{len(answers)} answers" if isinstance(answers, (list, tuple)) else repr(answers)
+        raise OracleError(f"oracle must give a list of one answer a question, got {got} for {len(queries)} questions")
     return [check_answer(answer, query) for answer, query in zip(answers, queries, strict=True)]
+
+
+def answers_at_hand(oracle: Oracle, queries: Sequence[Query]) -> dict[str, Answer]:
+    """Answers to those of ``queries`` that can be answered now, by their ids.
+
+    Raises:
+        OracleError: if an answer is none.
+    """
+    left = list(queries)
+    while left:
+        try:
+            answers = check_answers(oracle.ask(left), left)
+        except HelpNeeded as help_needed:
+            waiting = {query.id for query in help_needed.queries}
+            others = [query for query in left if query.id not in waiting]
+            if len(others) == len(left):
+                raise
+            left = others
+        else:
+            return {query.id: answer for query, answer in zip(left, answers, strict=True)}
+    return {}
 
 
 def _shown(context: tuple[int, ...], most: int = 12) -> str:
