@@ -6,7 +6,7 @@ How features are computed is not known here, so every way of decoding makes the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -204,9 +204,10 @@ class Continuations:
         drawn, shares = self._draw(log_probs, log_ask, live)
         asking = [i for i, row in enumerate(live) if drawn[i] < 0 and not self._pending[row]]
         if asking:
-            declined = self._ask(reading, asking, live, log_ask)
-            for i in declined:
-                drawn[i] = _inverse(log_probs[i].exp(), shares[i])
+            alone = self._after_decline == "act"
+            instead = {i: _inverse(log_probs[i].exp(), shares[i]) for i in asking} if alone else {}
+            for i in self._ask(reading, asking, live, log_ask, instead):
+                drawn[i] = instead[i]
         tokens, actors = np.zeros(len(live), np.int64), np.zeros(len(self._pads), np.uint8)
         for i, row in enumerate(live):
             if self._endings[row] is None:
@@ -260,7 +261,14 @@ class Continuations:
         shares: NDArray[np.float64] = (sought / cumulative[:, :1]).squeeze(1).cpu().numpy()
         return drawn, shares
 
-    def _ask(self, reading: Reading, asking: Sequence[int], live: NDArray[np.int64], log_ask: Tensor) -> list[int]:
+    def _ask(
+        self,
+        reading: Reading,
+        asking: Sequence[int],
+        live: NDArray[np.int64],
+        log_ask: Tensor,
+        instead: Mapping[int, int],
+    ) -> list[int]:
         """Answers of this step's questions become pending; texts that have no question left, or no answer, end.
 
         Args:
@@ -268,6 +276,7 @@ class Continuations:
             asking: which of them ask.
             live: ``[R]``, the texts that have not ended.
             log_ask: ``[R]``, in nats.
+            instead: the token of each that goes on without an answer; V if there is none.
 
         Returns:
             Those of ``asking`` that go on without an answer.
@@ -291,7 +300,7 @@ class Continuations:
                 self._questions[row].append(Question(self.n_steps, answer.actions))
                 continue
             self._questions[row].append(Question(self.n_steps, (), answer))
-            if self._after_decline == "act" and queries[i].ask_probability < 1:
+            if instead.get(i, self._imitator.n_symbols) < self._imitator.n_symbols:
                 alone.append(i)
             else:
                 self._endings[row], self._open[row] = "declined", queries[i]
@@ -336,6 +345,6 @@ _AGAIN = "the same call, with the generator as it was, goes on from there once t
 
 
 def _inverse(probabilities: Tensor, share: float) -> int:
-    """The token at which a ``share`` of the probabilities ``[V]`` is reached."""
+    """The token at which a ``share`` of the probabilities ``[V]`` is reached; V if all are zero."""
     cumulative = probabilities.cumsum(0, dtype=torch.float64)
     return int(torch.searchsorted(cumulative, share * cumulative[-1], right=True))

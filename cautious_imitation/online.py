@@ -8,8 +8,7 @@ comes to the same questions. Its state is saved whenever answers were taken, bef
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +19,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cautious_imitation.demonstrations import Demonstrations, actor_codes
 from cautious_imitation.imitators import AfterDecline, BayesianImitator, CautiousImitator, check_after_decline
-from cautious_imitation.language.model import Reader
 from cautious_imitation.oracles.function import Answerer, Reply, as_answer
 from cautious_imitation.oracles.log import QueryLog
 from cautious_imitation.oracles.protocol import (
@@ -126,7 +124,7 @@ class Imitation:
         self._dice = CountedGenerator(int(seed), 1)
         self._learned: list[tuple[int, int]] = []
         # Whatever reads with a language model takes contexts of different lengths at once.
-        self._reads = isinstance(getattr(imitator.hypotheses, "model", None), Reader)
+        self._reads = callable(getattr(getattr(imitator.hypotheses, "model", None), "read", None))
         self._first: Start | None = None
         self._queries: dict[str, Query] = {}
         self._resume()
@@ -142,15 +140,9 @@ class Imitation:
         Raises:
             OracleError, or what the oracle raises: the run stays as it was, and may go on.
         """
-        try:
-            while True:
-                moving = [row for row, e in enumerate(self.episodes) if e.ended is None and e.waiting is None]
-                if moving:
-                    self._step(moving)
-                elif not self._take_answers():
-                    return self.finished
-        finally:
-            self._save()
+        for _ in self._rounds():
+            pass
+        return self.finished
 
     def run(self, *, progress: bool = True, poll_seconds: float = 1.0) -> Imitation:
         """Go on until every episode has ended, waiting for whoever answers; returns self.
@@ -158,23 +150,25 @@ class Imitation:
         Interrupting it loses nothing: what was kept where is said, and ``advance`` or ``run`` goes on.
 
         Args:
-            progress: show a progress bar on standard error.
+            progress: show a progress bar on standard error, and at the end what is kept where.
             poll_seconds: how often answers are looked for while questions wait.
         """
         console = Console(stderr=True)
-        bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
-        )
-        with bar if progress else nullcontext():
-            task = bar.add_task(self.name, total=len(self.episodes))
-            try:
-                while not self.advance():
-                    bar.update(task, completed=self._n_ended(), description=f"{self.name}: {self._where()}")
-                    time.sleep(poll_seconds)
-            except KeyboardInterrupt:
-                console.print(f"interrupted; {self._where()}, kept in {self.folder or 'memory'}", soft_wrap=True)
-                raise
-            bar.update(task, completed=self._n_ended(), description=self.name)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        bar = Progress(*columns, console=console, disable=not progress)
+        task = bar.add_task(self.name, total=len(self.episodes))
+        try:
+            with bar:
+                while not self.finished:
+                    for _ in self._rounds():
+                        bar.update(task, completed=self._n_ended(), description=f"{self.name}: {self._where()}")
+                    if not self.finished:
+                        time.sleep(poll_seconds)
+        except KeyboardInterrupt:
+            console.print(f"interrupted; {self._where()}, kept in {self.folder or 'memory'}", soft_wrap=True)
+            raise
+        if progress:
+            console.print(f"{self._where()}, kept in {self.folder or 'memory'}", soft_wrap=True)
         return self
 
     def pending(self) -> list[Query]:
@@ -213,6 +207,19 @@ class Imitation:
             tuple(np.array(episode.symbols, dtype=np.int64) for episode in self.episodes),
             tuple(actor_codes(episode.actors) for episode in self.episodes),
         )
+
+    def _rounds(self) -> Iterator[None]:
+        """Go on as far as possible, one action of each episode that moves, or one batch of answers, at a time."""
+        try:
+            while True:
+                moving = [row for row, e in enumerate(self.episodes) if e.ended is None and e.waiting is None]
+                if moving:
+                    self._step(moving)
+                elif not self._take_answers():
+                    return
+                yield
+        finally:
+            self._save()
 
     def _step(self, rows: Sequence[int]) -> None:
         """Every one of ``rows`` does one action, or comes to a question or to its end."""
@@ -341,7 +348,8 @@ class Imitation:
 
     def _where(self) -> str:
         asked = sum(episode.questions for episode in self.episodes)
-        return f"{self._n_ended()} of {len(self.episodes)} episodes, {asked} questions, {len(self.pending())} waiting"
+        waiting = sum(episode.waiting is not None for episode in self.episodes)
+        return f"{self._n_ended()} of {len(self.episodes)} episodes, {asked} questions, {waiting} waiting"
 
     def _remember_start(self, context: list[int], ask_probability: float) -> None:
         if self._first is None:

@@ -9,7 +9,6 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from cautious_imitation.hypotheses.base import Hypotheses
-from cautious_imitation.language.model import Reading
 from cautious_imitation.oracles.protocol import Act, Answer, Decline, PlausibleAction, Query
 from cautious_imitation.oracles.vocabulary import Vocabulary
 from cautious_imitation.sampling import on_host
@@ -56,7 +55,7 @@ def build_queries(
             Query(
                 context,
                 hypotheses.n_symbols,
-                float(min(ask, 1.0)),
+                float(ask),
                 tuple(actions),
                 vocabulary.text(context) if vocabulary else None,
                 vocabulary.messages(context) if vocabulary else (),
@@ -100,14 +99,15 @@ def answered_by(answer: Act) -> Actor:
 
 def context_rows(contexts: Any) -> Sequence[Any]:
     """Contexts one by one: of an array ``[n, L]``, of a list of ``[L]``, or of a ``Reading``."""
-    return contexts.rows if isinstance(contexts, Reading) else list(contexts)
+    return contexts.rows if hasattr(contexts, "rows") else list(contexts)
 
 
 def some_contexts(contexts: Any, which: Sequence[int]) -> Any:
     """Those of n contexts, as the same kind of thing."""
-    if isinstance(contexts, Reading):
+    # A reading by what it has, so that classes that read with no language model load no torch.
+    if hasattr(contexts, "rows"):
         features = contexts.features.reshape(-1, contexts.features.shape[-1])
-        return Reading([contexts.rows[i] for i in which], features[list(which)])
+        return type(contexts)([contexts.rows[i] for i in which], features[list(which)])
     return contexts[list(which)] if hasattr(contexts, "reshape") else [contexts[i] for i in which]
 
 

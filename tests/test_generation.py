@@ -647,3 +647,11 @@ def test_a_run_may_be_named() -> None:
     assert [query.id for query in asked] == [f"tuesday/{episode}/{position}" for episode, position in positions]
     assert {query.asker for query in asked} == {"tuesday"}
     assert len(asked) == sum(len(text.questions) for text in texts)
+
+
+def test_where_nothing_is_plausible_enough_a_decline_ends_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    imitator = CautiousImitator(two_heads(), 0.1, oracle=lambda query: None)
+    nothing = Prediction(torch.full((2, 3), -torch.inf, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    monkeypatch.setattr(imitator, "predict", lambda context: nothing)
+    texts = generate(imitator, [[0], [1]], max_new_tokens=5, generator=seeded(), after_decline="act")
+    assert [(len(text), text.ended) for text in texts] == [(0, "declined")] * 2

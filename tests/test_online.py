@@ -399,20 +399,39 @@ def test_the_partner_is_not_called_again_for_what_is_saved(tmp_path: Path) -> No
 
 def test_state_is_written_before_anything_follows_from_an_answer(tmp_path: Path) -> None:
     """Answers taken in one process, and others in the next after a kill, must not lead to one id with two contexts."""
+
+    class Looking:
+        given = 0
+        batches = 0
+
+        def ask(self, queries: Sequence[Query]) -> list[Answer]:
+            on_disk = json.loads((tmp_path / "run.json").read_text())["episodes"] if self.given else []
+            assert sum(episode["questions"] for episode in on_disk) == self.given
+            self.given += len(queries)
+            self.batches += 1
+            return [Act((1,)) for _ in queries]
+
+    looking = Looking()
+    assert run(tmp_path, oracle=looking).advance()
+    assert looking.batches > 3
+
+
+def test_a_run_goes_on_from_a_copy_of_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first = run(folder)
     first.advance()
-    ids = [query.id for query in first.pending()]
-    first.answer(ids[0], 1)
+    first.answer(first.pending()[0].id, 1)
     first.advance()
-    state = json.loads((folder / "run.json").read_text())
-    assert state["episodes"][0]["symbols"][0] == 1
+    first.log.close()
     shutil.copytree(folder, tmp_path / "copy")
-    for later in (run(folder), run(tmp_path / "copy")):
-        for query in later.remaining():
-            later.answer(query.id, teacher(query))
-        later.advance()
-    assert transcript(run(folder)) == transcript(run(tmp_path / "copy"))
+    ends = []
+    for where in (folder, tmp_path / "copy"):
+        later = run(where)
+        while not later.advance():
+            for query in later.remaining():
+                later.answer(query.id, teacher(query))
+        ends.append(transcript(later))
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize(
@@ -533,6 +552,11 @@ def test_an_interrupted_run_says_where_it_is(tmp_path: Path, capsys: pytest.Capt
     told = " ".join(capsys.readouterr().err.split())
     assert f"interrupted; 0 of 5 episodes, 0 questions, 5 waiting, kept in {tmp_path}" in told
     assert run(tmp_path, oracle=teacher).run(progress=True).finished
+    told = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"5 of 5 episodes, {told.rpartition(' questions')[0].split()[-1]} questions, 0 waiting, kept in {tmp_path}"
+        in told
+    )
 
 
 def test_a_decline_says_why() -> None:
@@ -541,3 +565,11 @@ def test_a_decline_says_why() -> None:
     (entry, *_) = refused.log.entries(Status.DECLINED)
     assert entry.answer == Decline("private", independent=True)
     assert refused.log.statistics().dependent_declines == 0
+
+
+def test_a_partner_that_goes_on_and_on_is_cut_at_the_horizon() -> None:
+    done = run(oracle=teacher)
+    done.partner = lambda symbols, rng: (ENVIRONMENT,) * 10 if symbols and symbols[-1] < ENVIRONMENT else ()
+    assert done.advance()
+    assert {len(e.symbols) for e in done.episodes} == {14}
+    assert {e.ended for e in done.episodes} == {"horizon"}
