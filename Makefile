@@ -20,11 +20,11 @@ export NO_MKDOCS_2_WARNING := 1
 # Both stamps install into one environment, so never at the same time.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help compare chat test bench readme docs lint types pytest format clean
+.PHONY: help compare chat test test-browser soak bench readme docs lint types pytest format clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 compare: $(VENV)/core.stamp ## compare the anchors on real conversations; ARGS="--preset NAME ..."
 	@$(BIN)/cautious-imitation compare $(ARGS)
@@ -51,6 +51,14 @@ docs: $(VENV)/dev.stamp ## build the documentation into site/, warnings are erro
 pytest: $(VENV)/dev.stamp ## tests, doctests, and the code blocks of README and docs; ARGS="tests/test_types.py"
 	@echo "==> pytest"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) pytest --quiet -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-browser: $(VENV)/dev.stamp ## the web console in Chromium, that on the path or CHROMIUM=...; ARGS="-k phone"
+	@echo "==> pytest tests/browser"
+	@OMP_NUM_THREADS=1 $(RUN) pytest --quiet tests/browser $(ARGS)
+
+soak: $(VENV)/dev.stamp ## a thousand kills and fifty answerers at one log, two minutes or so; ARGS="-k kills"
+	@echo "==> pytest tests/soak"
+	@OMP_NUM_THREADS=1 $(RUN) pytest --quiet tests/soak $(ARGS)
 
 bench: $(VENV)/chat.stamp ## every benchmark in baselines/, one after another
 	@for script in $(BENCHMARKS); do echo "==> $$script"; $(BIN)/python "$$script" || exit 1; done

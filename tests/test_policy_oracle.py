@@ -17,6 +17,7 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.logger import Logger
 
 from cautious_imitation.environments.gym import until_event_env
 from cautious_imitation.hypotheses.context_tree import ContextTree
@@ -62,7 +63,10 @@ def untrained(space: spaces.Space[Any], kind: Any = PPO) -> Any:
 
 def test_a_policy_that_was_trained_answers_as_it_acts() -> None:
     settings: dict[str, Any] = {"n_steps": 64, "batch_size": 64, "learning_rate": 0.02, "gamma": 0.0, "n_epochs": 5}
-    model = PPO("MlpPolicy", Parity(), seed=0, device="cpu", **settings).learn(640)
+    model = PPO("MlpPolicy", Parity(), seed=0, device="cpu", **settings)
+    # Its own logger would leave a folder behind.
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    model.learn(640)
     oracle = PolicyOracle(model)
     assert isinstance(oracle, Oracle)
     queries = [query(3, 1, symbol) for symbol in (0, 1, 2, 3, 1, 0)]
@@ -208,7 +212,7 @@ def test_whole_numbers_of_any_kind_are_actions() -> None:
 def test_an_action_that_is_none_is_for_the_asker_to_see() -> None:
     [answer] = answers = PolicyOracle(Recorder(says=[7]), lambda asked: 0).ask([query(0)])
     assert answer == Act((7,), evidence=False)
-    with pytest.raises(OracleError, match=r"actions in 0\.\.1, got 7"):
+    with pytest.raises(OracleError, match="got 7"):
         check_answers(answers, [query(0)])
 
 

@@ -142,6 +142,7 @@ def test_a_replay_by_context_serves_others_and_is_no_evidence(log: QueryLog) -> 
     recorded(lambda query: None if query.context == (0,) else query.context[0], log).ask(
         [question(1), question(0, id="b")]
     )
+    recorded(lambda query: 3, log).ask([question(1, id="later")])
     oracle = replay(log.path, match="context")
     assert oracle.ask([question(1, id="new")]) == [Act((1,), evidence=False)]
     assert oracle.ask([question(0, id="other")]) == [Decline("the oracle returned None")]

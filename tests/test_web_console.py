@@ -310,6 +310,23 @@ def test_answers_in_words_and_by_number(site: Site, log: QueryLog) -> None:
     assert log.entry("b").answer == Act((3, 1, 4))
 
 
+def test_words_go_on_where_a_reply_has_begun(site: Site, log: QueryLog) -> None:
+    begun = (Message(role="user", content="Tea?"), Message(role="assistant", content="I like choco"))
+    log.post([question(id, messages=begun) for id in "abcd"])
+    visitor = site.visitor()
+    visitor.open("/question", id="a")
+    assert "How does the reply go on?" in visitor.shown()
+    for id, fields in {
+        "a": {"text": "much"},
+        "b": {"text": "late", "within": "yes"},
+        "c": {"text": ", yes"},
+        "d": {"text": "好"},
+    }.items():
+        visitor.send("/answer", id=id, **fields)
+    answers = [log.entry(id).answer for id in "abcd"]
+    assert answers == [Act(text=text) for text in (" much", "late", ", yes", "好")]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -621,6 +638,24 @@ def test_pairs_are_judged_in_an_order_of_their_own_and_translated_back(site: Sit
     assert judgements.entry("p11").verdict is Verdict.TIE
 
 
+def test_only_what_both_begin_with_is_shown_once(site: Site, judgements: JudgementLog) -> None:
+    one, other, end = (Message(role="user", content=content) for content in ("one", "other", "the end"))
+    judgements.post(
+        [
+            TranscriptPair("Better?", (one, end), (other, end), id="differ"),
+            TranscriptPair("Better?", (one, end), (one, end), id="equal"),
+            TranscriptPair("Better?", (one,), (), id="empty"),
+        ]
+    )
+    visitor = site.visitor()
+    counts = {}
+    for id in ("differ", "equal", "empty"):
+        visitor.open("/judgements/pair", id=id)
+        shown = visitor.shown()
+        counts[id] = ("Both begin" in shown, shown.count(" one "), shown.count(" other "), shown.count("the end"))
+    assert counts == {"differ": (False, 1, 1, 2), "equal": (True, 1, 0, 2), "empty": (False, 1, 0, 0)}
+
+
 def test_a_pair_is_judged_by_one(site: Site, judgements: JudgementLog) -> None:
     judgements.post([TranscriptPair("Better?", (), (), id="p")])
     ada, grace = site.visitor("Ada"), site.visitor("Grace")
@@ -695,7 +730,9 @@ def test_serving_and_stopping(log: QueryLog) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as server:
         assert server.stdout is not None
-        printed = [server.stdout.readline() for _ in range(5)]
+        printed = [server.stdout.readline()]
+        while printed[-1] and not printed[-1].startswith("Whoever"):
+            printed.append(server.stdout.readline())
         assert str(log.path) in printed[0]
         address = printed[1].split()[-1]
         token = urlsplit(address).query.removeprefix("token=")

@@ -21,7 +21,9 @@ from cautious_imitation.comparison.episodes import sample_episode
 from cautious_imitation.comparison.results import FILES, Comparison
 from cautious_imitation.comparison.run_folder import RunFolder
 from cautious_imitation.config import CONTROLS, CompareConfig
+from cautious_imitation.demonstrations import Demonstrations, actor_codes
 from cautious_imitation.finetuning.compilation import compiling_ahead
+from cautious_imitation.types import Actor
 
 _SHOWN = ("bayesian", "cautious-pointwise", "cautious-minimax")
 _Advance: TypeAlias = Callable[[], None]
@@ -127,16 +129,21 @@ def _settings(config: CompareConfig, experiment: Experiment) -> dict[str, Any]:
         "demonstrations": "chitchat-dataset (MIT)" if source is None else source.name,
         "conversations": len(chats),
         "demonstrator's acts": chats.n_learned(),
-        "conversations' SHA-256": _digest(chats.sequences),
+        "conversations' SHA-256": _digest(chats),
         "version": __version__,
         "config": config.model_dump(mode="json", exclude={"world": {"demonstrations"}}),
     }
 
 
-def _digest(sequences: tuple[np.ndarray, ...]) -> str:
+def _digest(chats: Demonstrations) -> str:
     hashed = hashlib.sha256()
-    for sequence in sequences:
+    for sequence in chats.sequences:
         hashed.update(len(sequence).to_bytes(8, "little") + sequence.astype("<i8").tobytes())
+    (imitator,) = actor_codes([Actor.IMITATOR])
+    if any((codes == imitator).any() for codes in chats.actors):
+        # Where everything of the agent's is the demonstrator's, symbols say whose they are.
+        for codes in chats.actors:
+            hashed.update(codes.tobytes())
     return hashed.hexdigest()
 
 

@@ -14,8 +14,8 @@ from cautious_imitation.demonstrations import Message
 from cautious_imitation.language.chat_writer import AGENT, OTHER, SYSTEM, ChatWriter, Messages
 
 _WHERE = "the conversation"
-_MARK = re.compile("\ue000[0-9]\ue001")
-"""Contents of the chats that are written to see what stands between contents; in no text that people write."""
+_MARK = re.compile("qz[0-9]zq")
+"""Contents of the chats that are written to see what stands between contents; in no chat template."""
 
 
 def read_messages(tokenizer: Any, tokens: Iterable[int]) -> tuple[Message, ...] | None:
@@ -102,7 +102,7 @@ class ChatReader:
     def messages(self, tokens: Iterable[int]) -> tuple[Message, ...] | None:
         """See ``read_messages``."""
         wanted = [int(token) for token in tokens]
-        for messages in self._parsed(self._decoded(wanted)):
+        for messages in self._parsed(_decoded(self._writer.tokenizer, wanted)):
             try:
                 if self._context(messages) == wanted:
                     return tuple(messages)
@@ -136,17 +136,16 @@ class ChatReader:
                 "the tokenizer's chat template does not show how a reply ends, so that a reply in words cannot be "
                 "written; answer with actions, or set tokenizer.chat_template"
             )
-        pieces = [self._writer.tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in (text, ending)]
-        return tuple(token for piece in pieces for token in piece)
+        return tuple(_encoded(self._writer.tokenizer, text) + _encoded(self._writer.tokenizer, ending))
 
     def said(self, context: Sequence[int], actions: Sequence[int]) -> tuple[str, bool]:
         """What the agent says with the tokens ``actions`` after ``context``, and whether it ends its turn with them.
 
         Special tokens are no words and are left out.
         """
-        before, text = self._decoded(context), self._decoded([*context, *actions])
+        before, text = _decoded(self._writer.tokenizer, context), _decoded(self._writer.tokenizer, [*context, *actions])
         # Of a character that is cut in two, the part before is not what it is with the rest.
-        said = text[len(before) :] if text.startswith(before) else self._decoded(actions)
+        said = text[len(before) :] if text.startswith(before) else _decoded(self._writer.tokenizer, actions)
         ending = "\n" if self._writer.template is None else self._forms.ending
         finished = ending is not None and said.endswith(ending)
         if finished and ending is not None:
@@ -163,12 +162,6 @@ class ChatReader:
             return " " if before.endswith(f"{AGENT.capitalize()}:") else ""
         begins = any(before.endswith(prompt) for prompts in self._forms.prompts.values() for prompt in prompts)
         return max(self._forms.leads, key=len, default="") if begins else ""
-
-    def _decoded(self, tokens: Sequence[int]) -> str:
-        text: str = self._writer.tokenizer.decode(
-            list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return text
 
     def _context(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a conversation up to the agent's next word."""
@@ -197,7 +190,7 @@ class ChatReader:
         while True:
             between = self._forms.between.get(role, {})
             forms = [re.escape(form) for form in sorted(between, key=len, reverse=True)]
-            forms += [re.escape(prompt) + r"\Z" for prompt in self._forms.prompts.get(role, ())]
+            forms += [re.escape(prompt) + r"\Z" for prompt in self._forms.prompts.get(role, ()) if prompt]
             found = re.compile("|".join(forms)).search(text, begin) if forms else None
             if found is None:
                 break
@@ -237,7 +230,10 @@ def _plain_lines(text: str) -> Iterator[Messages]:
 
 
 def _forms(writer: ChatWriter) -> _Forms:
-    """Write chats of a few messages in all roles, as far as the template accepts them, and take them apart."""
+    """Write chats of a few messages in all roles, as far as the template accepts them, and take them apart.
+
+    They are looked at as they are decoded, since some tokenizers put blanks after special tokens.
+    """
     first: dict[str, str] = {}
     between: dict[str, dict[str, str]] = {}
     prompts: dict[str | None, set[str]] = {}
@@ -245,10 +241,10 @@ def _forms(writer: ChatWriter) -> _Forms:
     ending = None
     # Where a template treats roles alike, or joins what is said first to what follows, it is taken for the user's.
     sequences = [roles for length in (1, 2, 3) for roles in product((OTHER, AGENT, SYSTEM), repeat=length)]
-    # Some want roles to alternate, and then show what stands before a second turn later.
-    sequences += [(OTHER, AGENT, OTHER, AGENT), (SYSTEM, OTHER, AGENT, OTHER)]
+    # Some want a system message first and then roles to alternate, which shows a second turn later.
+    sequences.append((SYSTEM, OTHER, AGENT, OTHER))
     for roles in [(), *sequences]:
-        chat = [Message(role=role, content=f"\ue000{i}\ue001") for i, role in enumerate(roles)]
+        chat = [Message(role=role, content=f"qz{i}zq") for i, role in enumerate(roles)]
         opening = _written(writer, chat)
         if opening is not None:
             tail = _MARK.split(opening)
@@ -273,13 +269,23 @@ def _forms(writer: ChatWriter) -> _Forms:
 
 def _written(writer: ChatWriter, chat: Messages) -> str | None:
     try:
-        return writer.opening(chat, _WHERE)
+        return _decoded(writer.tokenizer, _encoded(writer.tokenizer, writer.opening(chat, _WHERE)))
     except ValueError:
         return None
 
 
 def _rendered(writer: ChatWriter, chat: Messages) -> str:
     try:
-        return writer.rendered([chat], _WHERE)[0]
+        return _decoded(writer.tokenizer, _encoded(writer.tokenizer, writer.rendered([chat], _WHERE)[0]))
     except ValueError:
         return ""
+
+
+def _encoded(tokenizer: Any, text: str) -> list[int]:
+    tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return tokens
+
+
+def _decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
+    text: str = tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text

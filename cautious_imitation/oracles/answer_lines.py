@@ -136,7 +136,7 @@ def _listed(query: Query, actions: tuple[int, ...]) -> str:
         if len(found) < len(words):
             raise ValueError(
                 f"the answer to question {query.id!r} is the actions {actions}, and nobody knows how they are written "
-                "in a conversation; pass vocabulary=..., the tokenizer that the imitator has"
+                "in a conversation; pass vocabulary=..., or --tokenizer, the tokenizer that the imitator has"
             )
         return "".join(found)
     return ", ".join(found) if len(found) == len(words) else _numbers(actions)

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from itertools import count
 from os import PathLike
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from cautious_imitation.atomic_files import replacing
 from cautious_imitation.demonstrations import Demonstrations, actor_codes, read_chats
 from cautious_imitation.oracles.answer_lines import read_line, written_line
-from cautious_imitation.oracles.log import Entry, QueryLog, Status
-from cautious_imitation.oracles.protocol import (
-    Act,
-    Answer,
-    AnswerConflict,
-    Decline,
-    Query,
-    UnknownQuery,
-    check_answer,
+from cautious_imitation.oracles.entries import (
+    Entry,
+    Status,
+    read_entry,
+    same_question,
+    written_answer,
+    written_query,
 )
+from cautious_imitation.oracles.log import QueryLog
+from cautious_imitation.oracles.protocol import Act, AnswerConflict, Query, check_answer
 from cautious_imitation.oracles.vocabulary import Vocabulary, as_vocabulary
 from cautious_imitation.types import Actor
 
-_QUERY = TypeAdapter(Query)
-_ANSWER: TypeAdapter[Answer | None] = TypeAdapter(Act | Decline | None)
 _AT_ONCE = 500
 
 
@@ -170,30 +168,24 @@ def _actions(query: Query, act: Act, vocabulary: Vocabulary | None) -> tuple[int
 
 def _restored(log: QueryLog, connection: sqlite3.Connection, entry: Entry, where: str) -> bool:
     """Put a settled question into the log, within a transaction; whether its answer is new."""
-    query, answered = entry.query, (entry.answered_by, entry.answered_at, entry.seconds, entry.claimed_by)
-    settled = (entry.status.value, _ANSWER.dump_json(entry.answer).decode(), *answered)
-    name = f"{where}: question {query.id!r}"
+    query, name = entry.query, f"{where}: question {entry.query.id!r}"
+    assert entry.answer is not None, "every line holds an answer"
     try:
-        known = log.entry(query.id)
-    except UnknownQuery:
+        written, answer = written_query(query), written_answer(entry.answer)
+    except ValueError as error:
+        raise type(error)(f"{where}: {error}") from error
+    settled = (entry.status.value, answer, entry.answered_by, entry.answered_at, entry.seconds, entry.answered_by)
+    row = connection.execute("SELECT * FROM queries WHERE id = ?", (query.id,)).fetchone()
+    if row is None:
         connection.execute(
             "INSERT INTO queries (id, asker, episode, query, posted_at, deadline, status, answer, answered_by, "
             "answered_at, seconds, claimed_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(query.id, query.asker, query.episode, _QUERY.dump_json(query).decode()),
-                *(entry.posted_at, query.deadline),
-                *settled,
-            ),
+            (query.id, query.asker, query.episode, written, entry.posted_at, query.deadline, *settled),
         )
         return True
-    asked = known.query
-    if (asked.context, asked.n_actions, asked.asker, asked.episode) != (
-        query.context,
-        query.n_actions,
-        query.asker,
-        query.episode,
-    ):
+    if not same_question(row["query"], written):
         raise AnswerConflict(f"{name} is another one in {log.path}; import into a log of its own")
+    known = read_entry(row, log.path, time.time())
     if known.answer == entry.answer:
         return False
     if known.answer is not None:
@@ -203,7 +195,7 @@ def _restored(log: QueryLog, connection: sqlite3.Connection, entry: Entry, where
         )
     if known.status is Status.CLAIMED and known.claimed_by != entry.answered_by:
         raise AnswerConflict(f"{name} is being answered by {known.claimed_by!r}; import again later")
-    if known.status is Status.EXPIRED and known.taken_at is not None:
+    if known.taken_at is not None:
         raise AnswerConflict(f"{name} has expired, and the run went on without an answer; take the line out")
     connection.execute(
         "UPDATE queries SET status = ?, answer = ?, answered_by = ?, answered_at = ?, seconds = ?, claimed_by = ?, "

@@ -260,8 +260,6 @@ class EndpointOracle:
             return Decline("the reply has begun already, and this endpoint does not go on with one", independent=True)
         deadline = question.query.deadline
         patience = math.inf if deadline is None else deadline - time.time()
-        if patience <= 0:
-            return Decline(_TOO_LATE)
         seconds = min(self._timeout_seconds, patience)
         failures: list[_Failure] = []
 

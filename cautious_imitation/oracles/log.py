@@ -3,87 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter
 
 from cautious_imitation.oracles.database import Database
-from cautious_imitation.oracles.protocol import (
-    Act,
-    Answer,
-    AnswerConflict,
-    Decline,
-    Query,
-    UnknownQuery,
-    check_answer,
+from cautious_imitation.oracles.entries import (
+    STATUS_NOW,
+    STORED_AS,
+    Entry,
+    LogStatistics,
+    Status,
+    read_answer,
+    read_entry,
+    read_query,
+    same_question,
+    says,
+    written_answer,
+    written_query,
 )
+from cautious_imitation.oracles.protocol import Answer, AnswerConflict, Decline, Query, UnknownQuery, check_answer
 
-_QUERY = TypeAdapter(Query)
-_ANSWER: TypeAdapter[Answer] = TypeAdapter(Act | Decline)
-_AT_ONCE = 500
-
-
-class Status(StrEnum):
-    """Where a question stands."""
-
-    OPEN = "open"
-    CLAIMED = "claimed"
-    ANSWERED = "answered"
-    DECLINED = "declined"
-    EXPIRED = "expired"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A question in the log, and what became of it.
-
-    Attributes:
-        query: the question.
-        status: a claim that has run out counts as open.
-        posted_at: when it was asked, in seconds since 1970, like all times here.
-        claimed_by: who is at it, or was when the answer came.
-        lease_until: when the claim runs out.
-        answer: None while there is none.
-        answered_by: who answered or declined.
-        answered_at: when.
-        seconds: how long it took from the claim, or without one from the question.
-        taken_at: when the run first went on with the answer; nothing can be undone after that.
-    """
-
-    query: Query
-    status: Status
-    posted_at: float
-    claimed_by: str | None = None
-    lease_until: float | None = None
-    answer: Answer | None = None
-    answered_by: str | None = None
-    answered_at: float | None = None
-    seconds: float | None = None
-    taken_at: float | None = None
-
-
-@dataclass(frozen=True)
-class LogStatistics:
-    """What is in a log.
-
-    Attributes:
-        counts: questions of each status.
-        by_person: answers and declines of each who gave one.
-        median_seconds: how long an answer takes, half of the time; None without answers.
-        dependent_declines: declines that may have depended on what the answer would have been.
-    """
-
-    counts: dict[Status, int]
-    by_person: dict[str, int]
-    median_seconds: float | None
-    dependent_declines: int
+__all__ = ["Entry", "LogStatistics", "QueryLog", "Status"]
 
 
 class QueryLog:
@@ -91,18 +37,21 @@ class QueryLog:
 
     A question is open until somebody claims it, for as long as the lease lasts, and answers or declines it; it expires
     if its deadline passes. Every method is one transaction: when it returns, the file has it for good, and when the
-    process is killed before that, the file is as it was.
+    process is killed before that, the file is as it was. That holds for power cuts too, but for claims, which are not
+    worth a wait for the disk: one that is lost leaves the question open.
 
     Args:
-        path: the file; made if there is none. Its folder has to exist.
+        path: the file; made if there is none. Its folder has to exist. ``":memory:"`` keeps no file.
         lease_seconds: how long a claim keeps others away.
         busy_seconds: how long to wait while others write.
         clock: seconds since 1970.
 
     Raises:
         LogError: from any method, if the file cannot be read or written.
+        ValueError: if ``lease_seconds`` is not positive and finite, or ``busy_seconds`` negative.
 
     >>> import tempfile
+    >>> from cautious_imitation.oracles.protocol import Act
     >>> folder = tempfile.TemporaryDirectory()
     >>> log = QueryLog(Path(folder.name, "questions.db"))
     >>> log.post([Query((0, 1), n_actions=3, id="a"), Query((2,), n_actions=3, id="b")])
@@ -123,8 +72,8 @@ class QueryLog:
         busy_seconds: float = 30.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if not lease_seconds > 0:
-            raise ValueError(f"lease_seconds must be positive, got {lease_seconds!r}")
+        if not 0 < lease_seconds < math.inf:
+            raise ValueError(f"lease_seconds must be positive and finite, got {lease_seconds!r}")
         self.database = Database(path, busy_seconds)
         self.lease_seconds = lease_seconds
         self._clock = clock
@@ -143,28 +92,29 @@ class QueryLog:
 
         Raises:
             AnswerConflict: if a question of the same id is there, and is another one.
+            ValueError: if a question holds what cannot be kept, such as a probability that is not a number.
         """
         now = self._clock()
         rows = [
-            (query.id, query.asker, query.episode, _QUERY.dump_json(query).decode(), now, query.deadline)
+            (query, (query.id, query.asker, query.episode, query.deadline, now, *written_query(query)))
             for query in queries
         ]
         if not rows:
             return
         with self.database.writing() as connection:
-            for row in rows:
+            for query, values in rows:
                 added = connection.execute(
-                    "INSERT INTO queries (id, asker, episode, query, posted_at, deadline) VALUES (?, ?, ?, ?, ?, ?) "
-                    "ON CONFLICT (id) DO NOTHING",
-                    row,
+                    "INSERT INTO queries (id, asker, episode, deadline, posted_at, query, query_sum) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                    values,
                 )
-                if not added.rowcount:
-                    known = connection.execute("SELECT query FROM queries WHERE id = ?", row[:1]).fetchone()["query"]
-                    if not _same_question(known, row[3]):
-                        raise AnswerConflict(
-                            f"question {row[0]!r} is in {self.path} with another context; ids stand for one question: "
-                            "name this run differently, or keep its answers in a file of its own"
-                        )
+                if not added.rowcount and not same_question(
+                    read_query(self._row(connection, query.id), self.path), query
+                ):
+                    raise AnswerConflict(
+                        f"question {query.id!r} is in {self.path} with another context; ids stand for one question: "
+                        "name this run differently, or keep its answers in a file of its own"
+                    )
 
     def claim(
         self, by: str, *, id: str | None = None, asker: str | None = None, skip: Collection[str] = ()
@@ -185,8 +135,7 @@ class QueryLog:
             AnswerConflict: if somebody else is at question ``id``, or it is settled.
         """
         now = self._clock()
-        with self.database.writing() as connection:
-            self._expire(connection, now)
+        with self._changing(now, durable=False) as connection:
             if id is None:
                 row = self._oldest_open(connection, now, asker, skip)
                 if row is None:
@@ -194,12 +143,12 @@ class QueryLog:
             else:
                 row = self._row(connection, id)
                 self._check_free(row, by, now)
+            renews = row["status"] == "claimed" and row["claimed_by"] == by and row["lease_until"] > now
             connection.execute(
-                "UPDATE queries SET status = 'claimed', claimed_at = CASE WHEN claimed_by IS ?1 AND status = 'claimed' "
-                "THEN claimed_at ELSE ?2 END, claimed_by = ?1, lease_until = ?3 WHERE seq = ?4",
-                (by, now, now + self.lease_seconds, row["seq"]),
+                "UPDATE queries SET status = 'claimed', claimed_by = ?, claimed_at = ?, lease_until = ? WHERE seq = ?",
+                (by, row["claimed_at"] if renews else now, now + self.lease_seconds, row["seq"]),
             )
-            return _query(row)
+            return read_query(row, self.path)
 
     def release(self, id: str, by: str) -> None:
         """Give a claimed question back; nothing happens if ``by`` does not have it.
@@ -207,7 +156,7 @@ class QueryLog:
         Raises:
             UnknownQuery: if there is no question ``id``.
         """
-        with self.database.writing() as connection:
+        with self._changing(self._clock(), durable=False) as connection:
             self._row(connection, id)
             connection.execute(
                 "UPDATE queries SET status = 'open', claimed_by = NULL, claimed_at = NULL, lease_until = NULL "
@@ -218,32 +167,34 @@ class QueryLog:
     def answer(self, id: str, answer: Answer, by: str) -> bool:
         """Answer or decline a question. It need not be claimed, but nobody else may have it.
 
+        After the deadline an answer is still taken, by whoever it is, until the run goes on without.
+
         Returns:
             Whether the answer is new; False if the question has this very answer already.
 
         Raises:
             UnknownQuery: if there is no question ``id``.
             AnswerConflict: if there is another answer, somebody else is at the question, or the run went on without.
-            OracleError: if the answer holds something that is no action.
+            OracleError: if the answer holds something that is no action, or that cannot be kept.
         """
         now = self._clock()
-        with self.database.writing() as connection:
+        with self._changing(now) as connection:
             row = self._row(connection, id)
-            check_answer(answer, _query(row))
-            given = None if row["answer"] is None else _ANSWER.validate_json(row["answer"])
-            if given == answer:
+            check_answer(answer, read_query(row, self.path))
+            written, checksum = written_answer(id, answer, by)
+            if read_answer(row, self.path) == answer:
                 return False
-            if given is None and row["status"] == "expired" and row["taken_at"] is None:
-                pass  # Late, but the run has not gone on: better than no answer.
-            else:
+            # Late, but better than no answer as long as the run has not gone on.
+            if row["status"] != "expired" or row["taken_at"] is not None:
                 self._check_free(row, by, now)
             began = row["claimed_at"] if row["claimed_by"] == by else row["posted_at"]
             connection.execute(
-                "UPDATE queries SET status = ?, answer = ?, answered_by = ?, answered_at = ?, seconds = ?, "
+                "UPDATE queries SET status = ?, answer = ?, answer_sum = ?, answered_by = ?, answered_at = ?, seconds = ?, "
                 "claimed_by = ?, lease_until = NULL WHERE seq = ?",
                 (
                     "declined" if isinstance(answer, Decline) else "answered",
-                    _ANSWER.dump_json(answer).decode(),
+                    written,
+                    checksum,
                     by,
                     now,
                     max(0.0, now - began),
@@ -254,22 +205,22 @@ class QueryLog:
             return True
 
     def undo(self, id: str, by: str) -> None:
-        """Take one's answer back; the question is claimed again.
+        """Take one's answer back; the question is claimed again, or has expired if its deadline has passed.
 
         Raises:
             UnknownQuery: if there is no question ``id``.
             AnswerConflict: if the answer is somebody else's, there is none, or the run has gone on with it.
         """
         now = self._clock()
-        with self.database.writing() as connection:
+        with self._changing(now) as connection:
             row = self._row(connection, id)
             if row["answer"] is None or row["answered_by"] != by:
                 raise AnswerConflict(f"question {id!r} has no answer of {by!r} that could be undone")
             if row["taken_at"] is not None:
                 raise AnswerConflict(f"the answer to question {id!r} cannot be undone: the run has gone on with it")
             connection.execute(
-                "UPDATE queries SET status = 'claimed', answer = NULL, answered_by = NULL, answered_at = NULL, "
-                "seconds = NULL, claimed_by = ?, claimed_at = ?, lease_until = ? WHERE seq = ?",
+                "UPDATE queries SET status = 'claimed', answer = NULL, answer_sum = NULL, answered_by = NULL, "
+                "answered_at = NULL, seconds = NULL, claimed_by = ?, claimed_at = ?, lease_until = ? WHERE seq = ?",
                 (by, now, now + self.lease_seconds, row["seq"]),
             )
 
@@ -283,14 +234,13 @@ class QueryLog:
         """
         wanted = list(dict.fromkeys(ids))
         now = self._clock()
-        found: dict[str, Answer] = {}
         with self.database.reading() as connection:
-            if not self._to_take(connection, wanted, now, found):
-                return found
-        with self.database.writing() as connection:
-            self._expire(connection, now)
-            fresh = self._to_take(connection, wanted, now, found)
-            connection.executemany("UPDATE queries SET taken_at = ? WHERE id = ?", [(now, id) for id in fresh])
+            found, fresh = self._to_take(connection, wanted, now)
+        if fresh:
+            with self._changing(now) as connection:
+                # Looked at again: an answer that was undone in between is none.
+                found, fresh = self._to_take(connection, wanted, now)
+                connection.executemany("UPDATE queries SET taken_at = ? WHERE id = ?", [(now, id) for id in fresh])
         return found
 
     def entry(self, id: str) -> Entry:
@@ -300,7 +250,7 @@ class QueryLog:
             UnknownQuery: if there is none.
         """
         with self.database.reading() as connection:
-            return _entry(self._row(connection, id), self._clock())
+            return read_entry(self._row(connection, id), self.path, self._clock())
 
     def entries(
         self,
@@ -316,65 +266,82 @@ class QueryLog:
         Args:
             status: only those.
             asker: only of this run.
-            search: only those whose id, text or conversation contains this.
+            search: only those whose id, text or conversation contains this, in whatever case.
             limit: at most so many.
             offset: after so many others.
+
+        Raises:
+            ValueError: if there is no such status, or a number is negative.
         """
+        if offset < 0 or (limit is not None and limit < 0):
+            raise ValueError(f"limit and offset must be at least 0, got {limit!r} and {offset!r}; None sets no limit")
         now = self._clock()
-        conditions, values = ["1"], list[Any]()
+        conditions = ["1"]
         if status is not None:
-            conditions.append(f"{_STATUS} = ?")
-            values += [now, now, Status(status).value]
+            status = Status(status)
+            # What is stored, which the index knows, before what has become of it since.
+            conditions += [f"status IN ({STORED_AS[status]})", f"{STATUS_NOW} = :status"]
         if asker is not None:
-            conditions.append("asker = ?")
-            values.append(asker)
+            conditions.append("asker = :asker")
         if search:
-            # The question is kept as JSON, in which a quotation mark in a text is escaped.
-            conditions.append("(instr(lower(id), lower(?)) OR instr(lower(query), lower(?)))")
-            values += [search, json.dumps(search, ensure_ascii=False)[1:-1]]
-        values += [-1 if limit is None else limit, offset]
+            conditions.append("says(id, query, :search)")
+        values = {"now": now, "status": status, "asker": asker, "search": search, "offset": offset}
+        values["limit"] = -1 if limit is None else limit
         with self.database.reading() as connection:
+            connection.create_function("says", 3, says, deterministic=True)
             rows = connection.execute(
-                f"SELECT * FROM queries WHERE {' AND '.join(conditions)} ORDER BY seq LIMIT ? OFFSET ?", values
+                f"SELECT * FROM queries WHERE {' AND '.join(conditions)} ORDER BY seq LIMIT :limit OFFSET :offset",
+                values,
             ).fetchall()
-        return [_entry(row, now) for row in rows]
+        return [read_entry(row, self.path, now) for row in rows]
 
     def statistics(self, asker: str | None = None) -> LogStatistics:
         """Counts and times over all questions, or those of one run."""
-        now = self._clock()
-        condition, values = ("asker = ?", (asker,)) if asker is not None else ("1", ())
+        whose = "1" if asker is None else "asker = :asker"
+        values = {"now": self._clock(), "asker": asker}
         with self.database.reading() as connection:
-            counts = connection.execute(
-                f"SELECT {_STATUS} AS status, count(*) AS n FROM queries WHERE {condition} GROUP BY 1",
-                (now, now, *values),
-            ).fetchall()
-            people = connection.execute(
-                f"SELECT answered_by AS who, count(*) AS n FROM queries WHERE answer IS NOT NULL AND {condition} "
-                "GROUP BY 1 ORDER BY n DESC, who",
+            groups = connection.execute(
+                f"SELECT {STATUS_NOW} AS status, answered_by, count(*) AS n FROM queries WHERE {whose} GROUP BY 1, 2",
                 values,
             ).fetchall()
             seconds = connection.execute(
-                f"SELECT seconds FROM queries WHERE status = 'answered' AND {condition} ORDER BY seconds", values
+                f"SELECT seconds FROM queries WHERE status = 'answered' AND {whose} ORDER BY seconds", values
             ).fetchall()
             declines = connection.execute(
                 f"SELECT count(*) AS n FROM queries WHERE status = 'declined' "
-                f"AND NOT json_extract(answer, '$.independent') AND {condition}",
+                f"AND NOT json_extract(answer, '$.independent') AND {whose}",
                 values,
             ).fetchone()
-        found = {row["status"]: row["n"] for row in counts}
+        counts, by_person = dict.fromkeys(Status, 0), Counter[str]()
+        for row in groups:
+            counts[Status(row["status"])] += row["n"]
+            if row["answered_by"] is not None:
+                by_person[row["answered_by"]] += row["n"]
         middle = [row["seconds"] for row in seconds[(len(seconds) - 1) // 2 : len(seconds) // 2 + 1]]
         return LogStatistics(
-            {status: found.get(status.value, 0) for status in Status},
-            {row["who"]: row["n"] for row in people},
+            counts,
+            dict(sorted(by_person.items(), key=lambda person: (-person[1], person[0]))),
             sum(middle) / len(middle) if middle else None,
             # A question that nobody answered in time may be one whose answer was hard to give.
-            declines["n"] + found.get("expired", 0),
+            declines["n"] + counts[Status.EXPIRED],
         )
 
     def askers(self) -> list[str]:
         """The runs that asked, by name."""
         with self.database.reading() as connection:
             return [row["asker"] for row in connection.execute("SELECT DISTINCT asker FROM queries ORDER BY asker")]
+
+    @contextmanager
+    def _changing(self, now: float, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """A transaction, in which deadlines that have passed are known."""
+        with self.database.writing(durable=durable) as connection:
+            # By its name, since SQLite would rather go through all open questions.
+            connection.execute(
+                "UPDATE queries INDEXED BY queries_by_deadline SET status = 'expired', lease_until = NULL "
+                "WHERE deadline IS NOT NULL AND status IN ('open', 'claimed') AND deadline <= ?",
+                (now,),
+            )
+            yield connection
 
     def _row(self, connection: sqlite3.Connection, id: str) -> sqlite3.Row:
         row: sqlite3.Row | None = connection.execute("SELECT * FROM queries WHERE id = ?", (id,)).fetchone()
@@ -385,101 +352,51 @@ class QueryLog:
     def _oldest_open(
         self, connection: sqlite3.Connection, now: float, asker: str | None, skip: Collection[str]
     ) -> sqlite3.Row | None:
-        whose, values = ("AND asker = ?", [asker]) if asker is not None else ("", [])
+        whose = "" if asker is None else "AND asker = :asker "
         if skip:
-            whose += f" AND id NOT IN ({', '.join('?' * len(skip))})"
-            values += skip
+            whose += "AND id NOT IN (SELECT value FROM json_each(:skip)) "
+        values = {"now": now, "asker": asker, "skip": json.dumps(list(skip))}
         # Two questions to the index rather than one that it cannot answer.
         oldest = [
-            connection.execute(
-                f"SELECT * FROM queries WHERE {which} {whose} ORDER BY seq LIMIT 1", parameters
-            ).fetchone()
-            for which, parameters in (
-                ("status = 'open'", values),
-                ("status = 'claimed' AND lease_until <= ?", [now, *values]),
-            )
+            connection.execute(f"SELECT * FROM queries WHERE {which} {whose}ORDER BY seq LIMIT 1", values).fetchone()
+            for which in ("status = 'open'", "status = 'claimed' AND lease_until <= :now")
         ]
         return min((row for row in oldest if row is not None), key=lambda row: row["seq"], default=None)
 
     def _check_free(self, row: sqlite3.Row, by: str, now: float) -> None:
         name = f"question {row['id']!r}"
         if row["answer"] is not None:
-            raise AnswerConflict(
-                f"{name} has another answer already, by {row['answered_by']!r}; it can be undone until the run goes on"
+            final = (
+                "; it can be undone until the run goes on" if row["taken_at"] is None else ", and the run has gone on"
             )
+            raise AnswerConflict(f"{name} has another answer already, by {row['answered_by']!r}{final}")
         if row["status"] == "expired":
-            raise AnswerConflict(f"{name} has expired, and the run went on without an answer")
+            gone_on = "" if row["taken_at"] is None else ", and the run went on without an answer"
+            raise AnswerConflict(f"{name} has expired{gone_on}; take another one")
         if row["status"] == "claimed" and row["claimed_by"] != by and row["lease_until"] > now:
             raise AnswerConflict(
                 f"{name} is being answered by {row['claimed_by']!r}, for {row['lease_until'] - now:.0f} s more; take "
                 "another one"
             )
 
-    def _expire(self, connection: sqlite3.Connection, now: float) -> None:
-        connection.execute(
-            "UPDATE queries SET status = 'expired', claimed_by = NULL, lease_until = NULL "
-            "WHERE deadline IS NOT NULL AND status IN ('open', 'claimed') AND deadline <= ?",
-            (now,),
-        )
-
     def _to_take(
-        self, connection: sqlite3.Connection, wanted: Sequence[str], now: float, found: dict[str, Answer]
-    ) -> list[str]:
-        """Put answers into ``found``; the ids of those that were not taken before."""
-        fresh, known = [], 0
-        for begin in range(0, len(wanted), _AT_ONCE):
-            some = wanted[begin : begin + _AT_ONCE]
-            marks = ", ".join("?" * len(some))
-            rows = connection.execute(
-                f"SELECT id, {_STATUS} AS current, answer, taken_at FROM queries WHERE id IN ({marks})",
-                (now, now, *some),
-            ).fetchall()
-            known += len(rows)
-            for row in rows:
-                if row["answer"] is not None:
-                    found[row["id"]] = _ANSWER.validate_json(row["answer"])
-                elif row["current"] == "expired":
-                    found[row["id"]] = Decline("nobody answered before the deadline")
-                if row["id"] in found and row["taken_at"] is None:
-                    fresh.append(row["id"])
-        if known < len(wanted):
-            for id in wanted:
-                self._row(connection, id)
-        return fresh
-
-
-_STATUS = (
-    "CASE WHEN status IN ('open', 'claimed') AND deadline <= ? THEN 'expired' "
-    "WHEN status = 'claimed' AND lease_until <= ? THEN 'open' ELSE status END"
-)
-"""The status as of now, which is given twice."""
-
-
-def _query(row: sqlite3.Row) -> Query:
-    return _QUERY.validate_json(row["query"])
-
-
-def _entry(row: sqlite3.Row, now: float) -> Entry:
-    status = Status(row["status"])
-    if status in (Status.OPEN, Status.CLAIMED) and row["deadline"] is not None and row["deadline"] <= now:
-        status = Status.EXPIRED
-    elif status is Status.CLAIMED and row["lease_until"] <= now:
-        status = Status.OPEN
-    return Entry(
-        _query(row),
-        status,
-        row["posted_at"],
-        None if status is Status.OPEN else row["claimed_by"],
-        row["lease_until"] if status is Status.CLAIMED else None,
-        None if row["answer"] is None else _ANSWER.validate_json(row["answer"]),
-        row["answered_by"],
-        row["answered_at"],
-        row["seconds"],
-        row["taken_at"],
-    )
-
-
-def _same_question(known: str, asked: str) -> bool:
-    """Whether two questions are the same; whoever asks again may have other probabilities, or more patience."""
-    one, other = json.loads(known), json.loads(asked)
-    return all(one[key] == other[key] for key in ("context", "n_actions", "asker", "episode"))
+        self, connection: sqlite3.Connection, wanted: Sequence[str], now: float
+    ) -> tuple[dict[str, Answer], list[str]]:
+        """The answers that there are, in the order of ``wanted``, and the ids of those that were not taken before."""
+        rows = connection.execute(
+            f"SELECT id, {STATUS_NOW} AS current, answer, answer_sum, answered_by, taken_at FROM queries "
+            "WHERE id IN (SELECT value FROM json_each(:wanted))",
+            {"now": now, "wanted": json.dumps(wanted)},
+        ).fetchall()
+        by_id = {row["id"]: row for row in rows}
+        found, fresh = dict[str, Answer](), list[str]()
+        for id in wanted:
+            row = by_id[id] if id in by_id else self._row(connection, id)
+            answer = read_answer(row, self.path)
+            if answer is None and row["current"] == "expired":
+                answer = Decline("nobody answered before the deadline")
+            if answer is not None:
+                found[id] = answer
+                if row["taken_at"] is None:
+                    fresh.append(id)
+        return found, fresh

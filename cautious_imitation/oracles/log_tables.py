@@ -82,5 +82,4 @@ def statistics_json(statistics: LogStatistics) -> str:
 
 
 def _ascii_json(value: Any) -> str:
-    # The one control character that JSON leaves as it is.
-    return json.dumps(value, indent=2).replace("\x7f", "\\u007f")
+    return json.dumps(value, indent=2)

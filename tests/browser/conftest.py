@@ -33,13 +33,15 @@ _ARGUMENTS = (
 
 def chromium() -> str | None:
     """Chromium as $CHROMIUM or as it is on the path."""
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
+    named = os.environ.get("CHROMIUM")
+    return next(filter(None, map(shutil.which, [named] if named else _NAMES)), None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if chromium() is None:
         pytest.exit(
-            "these tests need Chromium: install Debian's package chromium, or name the program in CHROMIUM",
+            "these tests need Chromium, and there is none: install Debian's package chromium, or name the program in "
+            "the variable CHROMIUM",
             returncode=1,
         )
 

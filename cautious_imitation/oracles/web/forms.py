@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 
-from cautious_imitation.oracles.protocol import Act, Decline
+from cautious_imitation.oracles.protocol import Act, Decline, Query
 from cautious_imitation.oracles.web.desk import MAX_TEXT_LENGTH, FormError, TooLong
+from cautious_imitation.oracles.web.question_view import begun_reply
 
 _MOST_ACTIONS = 10_000
 
 
-def act_in(form: Mapping[str, str]) -> Act:
+def act_in(form: Mapping[str, str], query: Query) -> Act:
     """The answer in a form: a button, numbers, or words.
+
+    Words go on where the agent has begun a reply, after a blank if they begin a new word.
 
     Raises:
         FormError: if there is none, or it cannot be read.
 
-    >>> act_in({"act": "3"}).actions, act_in({"actions": "3, 1 4"}).actions, act_in({"text": "Ah."}).text
-    ((3,), (3, 1, 4), 'Ah.')
+    >>> from cautious_imitation.demonstrations import Message
+    >>> query = Query((0,), n_actions=9, messages=(Message(role="assistant", content="I like choco"),))
+    >>> act_in({"act": "3"}, query), act_in({"actions": "3, 1 4"}, query)
+    (Act((3,)), Act((3, 1, 4)))
+    >>> act_in({"text": "very much."}, query), act_in({"text": "late.", "within": "yes"}, query)
+    (Act(text=' very much.'), Act(text='late.'))
     """
     if "act" in form:
         return Act((_number(form["act"]),))
@@ -38,16 +46,19 @@ def act_in(form: Mapping[str, str]) -> Act:
         raise TooLong(
             f"An answer may have {MAX_TEXT_LENGTH:,} characters, this one has {len(text):,}; nothing was kept."
         )
+    begun = begun_reply(query)
+    if begun and form.get("within") != "yes" and _new_word(begun[-1], text[0]):
+        text = f" {text}"
     return Act(text=text)
 
 
-def decline_in(form: Mapping[str, str]) -> Decline:
-    """The decline in a form.
+def decline_in(form: Mapping[str, str], query: Query) -> Decline:
+    """The decline in a form; as ``act_in``, but no matter which question it is.
 
     Raises:
         FormError: if there is no reason, or it is not said whether it depends on the answer.
 
-    >>> decline_in({"reason": "No time", "independent": "yes"})
+    >>> decline_in({"reason": "No time", "independent": "yes"}, Query((), n_actions=1))
     Decline(reason='No time', independent=True)
     """
     reason = form.get("reason", "").strip()
@@ -58,6 +69,12 @@ def decline_in(form: Mapping[str, str]) -> Decline:
             f"A reason may have {MAX_TEXT_LENGTH:,} characters, this one has {len(reason):,}; nothing was kept."
         )
     return Decline(reason, independent=form.get("independent") == "yes")
+
+
+def _new_word(before: str, after: str) -> bool:
+    """Whether a blank belongs between two characters, which is so in scripts that have blanks between words."""
+    spaced = not any(unicodedata.east_asian_width(character) in "WF" for character in (before, after))
+    return spaced and not before.isspace() and after.isalnum()
 
 
 def _number(typed: str) -> int:

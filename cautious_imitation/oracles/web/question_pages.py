@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from cautious_imitation.oracles.log import Entry
-from cautious_imitation.oracles.protocol import Act, Answer, AnswerConflict, Decline, OracleError, UnknownQuery
+from cautious_imitation.oracles.protocol import Act, Answer, AnswerConflict, Decline, OracleError, Query, UnknownQuery
 from cautious_imitation.oracles.web.desk import (
     Desk,
     FormError,
@@ -129,12 +129,12 @@ class QuestionPages:
             return self._desk.page(request, "problem.html.jinja", 409, title="Not kept", problem=problem, typed="")
         return self._shown(request, entry, person(request), 409, problem)
 
-    def _settle(self, request: Request, read: Callable[[Mapping[str, str]], Answer]) -> Response:
+    def _settle(self, request: Request, read: Callable[[Mapping[str, str], Query], Answer]) -> Response:
         who, form = person(request), visit_of(request).form
         id = id_in(request)
         entry = self._log.entry(id)
         try:
-            self._log.answer(id, read(form), who)
+            self._log.answer(id, read(form, entry.query), who)
         except (FormError, OracleError) as error:
             return self._shown(request, entry, who, 413 if isinstance(error, TooLong) else 422, _sentence(error, entry))
         self._taken_back.drop((who, id))
@@ -148,6 +148,7 @@ class QuestionPages:
             "text": before.text or "" if isinstance(before, Act) else "",
             "actions": " ".join(map(str, before.actions)) if isinstance(before, Act) else "",
             "reason": before.reason if isinstance(before, Decline) else "",
+            "within": "no",
             "independent": "yes" if isinstance(before, Decline) and before.independent else "no",
         }
         view = secrets.token_urlsafe(9)

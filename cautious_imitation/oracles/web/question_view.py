@@ -67,6 +67,7 @@ class QuestionView:
         text: the text, if there is no conversation.
         symbols: the symbols, if there is no text either.
         left_out: what does not fit, in words; empty if everything does.
+        begun: the agent's reply as far as it goes, if it has begun one.
         in_words: whether an answer in words can be made sense of.
         ranges: the actions that may come next.
     """
@@ -75,6 +76,7 @@ class QuestionView:
     text: str | None
     symbols: tuple[int, ...]
     left_out: str
+    begun: str
     in_words: bool
     ranges: tuple[Range, ...]
 
@@ -115,8 +117,22 @@ def question_view(query: Query, everything: bool = False) -> QuestionView:
         symbols = query.context if everything else query.context[-SHOWN_SYMBOLS:]
         if len(symbols) < len(query.context):
             left_out = f"the first {len(query.context) - len(symbols):,} symbols"
-    in_words = bool(query.messages) or query.text is not None
-    return QuestionView(tuple(reversed(turns)), text, symbols, left_out, in_words, tuple(map(_range, query.plausible)))
+    return QuestionView(
+        tuple(reversed(turns)),
+        text,
+        symbols,
+        left_out,
+        begun_reply(query),
+        # Whoever has shown words understands them.
+        bool(query.messages) or query.text is not None or any(one.text is not None for one in query.plausible),
+        tuple(map(_range, query.plausible)),
+    )
+
+
+def begun_reply(query: Query) -> str:
+    """The agent's reply as far as it goes, if it has begun one."""
+    last = query.messages[-1] if query.messages else None
+    return last.content if last is not None and last.role in _AGENTS else ""
 
 
 def snippet(query: Query, most: int = 140) -> str:
