@@ -59,7 +59,7 @@ def console(
 ) -> None:
     """Answer questions here, in the terminal. With a pipe as input, a line is what a person would type."""
     with _told():
-        from cautious_imitation.oracles.console import TerminalConsole
+        from cautious_imitation.oracles.terminal.console import TerminalConsole
 
         try:
             TerminalConsole(_existing(log), name if name is not None else _login(), asker=asker, wait=wait).run()
@@ -90,7 +90,7 @@ def list_(
     """List the questions of a log, in the order in which they were asked."""
     with _told():
         from cautious_imitation.oracles.log import Status
-        from cautious_imitation.oracles.log_tables import entries_json, entries_table
+        from cautious_imitation.oracles.terminal.tables import entries_json, entries_table
 
         if status is not None and status not in set(Status):
             raise ValueError(f"--status must be one of {', '.join(Status)}, got {status!r}")
@@ -109,7 +109,7 @@ def stats(
 ) -> None:
     """Count the questions of a log, and who answered how many."""
     with _told():
-        from cautious_imitation.oracles.log_tables import statistics_json, statistics_table
+        from cautious_imitation.oracles.terminal.tables import statistics_json, statistics_table
 
         statistics = _existing(log).statistics(asker)
         if json:

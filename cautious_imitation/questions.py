@@ -57,7 +57,7 @@ def build_queries(
                 hypotheses.n_symbols,
                 float(ask),
                 tuple(actions),
-                vocabulary.text(context) if vocabulary else None,
+                vocabulary.text(context) if vocabulary and context else None,
                 vocabulary.messages(context) if vocabulary else (),
                 **(names[i] if names is not None else {}),
             )

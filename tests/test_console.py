@@ -24,14 +24,14 @@ from rich.console import Console, RenderableType
 
 import cautious_imitation
 from cautious_imitation.demonstrations import Message
-from cautious_imitation.oracles.console import TerminalConsole
-from cautious_imitation.oracles.console_input import Lines, StreamLines, Verb, parse
-from cautious_imitation.oracles.console_view import bar, described, question
 from cautious_imitation.oracles.database import LogError
-from cautious_imitation.oracles.literal_text import literal
 from cautious_imitation.oracles.log import QueryLog, Status
-from cautious_imitation.oracles.log_tables import entries_json, entries_table, statistics_json, statistics_table
 from cautious_imitation.oracles.protocol import Act, Answer, Decline, PlausibleAction, Query
+from cautious_imitation.oracles.terminal.console import TerminalConsole
+from cautious_imitation.oracles.terminal.input import Lines, StreamLines, Verb, parse
+from cautious_imitation.oracles.terminal.literal_text import literal
+from cautious_imitation.oracles.terminal.tables import entries_json, entries_table, statistics_json, statistics_table
+from cautious_imitation.oracles.terminal.view import bar, described, question
 
 LISTED = (
     PlausibleAction(4, 0.1, 0.2, 0.3, " tea"),

@@ -104,6 +104,7 @@ def test_a_verdict_is_given_once(log: JudgementLog, clock: Clock) -> None:
     assert not log.judge("a", Verdict.SECOND, "Grace"), "the same verdict again changes nothing"
     entry = log.entry("a")
     assert (entry.verdict, entry.judged_by, entry.judged_at, entry.seconds) == (Verdict.SECOND, "Ada", 1007.0, 7.0)
+    assert (entry.claimed_by, entry.lease_until) == (None, None), "nobody is at it any more"
     with pytest.raises(AnswerConflict, match="'second' already, by 'Ada'"):
         log.judge("a", "tie", "Ada")
     with pytest.raises(AnswerConflict):

@@ -188,11 +188,11 @@ def test_a_disk_that_takes_no_more_loses_nothing(tmp_path: Path) -> None:
 
 
 def damaged(data: bytes, rng: Random) -> bytes:
-    """A file with a few bytes or bits that are others, a page of zeros, two pages in each other's place, or cut off."""
+    """A file with a few bytes or bits that are others, a page of zeros, two pages in each other's place, or cut off; an empty one is a new one."""
     changed, page = bytearray(data), 4096
     kind = rng.choice(["bytes", "bits", "bits", "zeros", "swap", "cut"])
     if kind == "cut":
-        return data[: rng.randrange(len(data))]
+        return data[: rng.randrange(1, len(data))]
     if kind == "swap":
         one, other = (page * i for i in rng.sample(range(len(data) // page), 2))
         changed[one : one + page], changed[other : other + page] = data[other : other + page], data[one : one + page]

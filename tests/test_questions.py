@@ -84,6 +84,16 @@ def test_of_a_vocabulary_the_likeliest_are_listed_with_their_words() -> None:
     assert tokenizer.decode(answer.actions).strip() == "fine, thanks<|end|>", "a reply in words ends the turn"
 
 
+def test_of_an_empty_context_there_is_no_text() -> None:
+    tree = IMPLEMENTATIONS[0].make().fit(sequences())
+    names = Vocabulary.names(["left", "right", "stay", "red"])
+    nothing, something = (
+        build_queries(tree, ALPHA, np.array([context], dtype=np.int64), np.array([1.0]), names)[0]
+        for context in ([], [0, 3])
+    )
+    assert (nothing.text, something.text) == (None, "left, red")
+
+
 def test_words_are_declined_where_they_cannot_be_read() -> None:
     query, names = Query((0,), 3), Vocabulary.names(["left", "right", "stay", "red"])
     assert in_actions(Act(text="stay, left"), query, names) == Act((2, 0))

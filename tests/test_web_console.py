@@ -729,22 +729,25 @@ def test_serving_and_stopping(log: QueryLog) -> None:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as server:
-        assert server.stdout is not None
-        printed = [server.stdout.readline()]
-        while printed[-1] and not printed[-1].startswith("Whoever"):
-            printed.append(server.stdout.readline())
-        assert str(log.path) in printed[0]
-        address = printed[1].split()[-1]
-        token = urlsplit(address).query.removeprefix("token=")
-        assert len(token) >= 32
-        assert "Warning: 0.0.0.0 can be reached from other machines" in "".join(printed)
-        with httpx2.Client(follow_redirects=True, base_url=address.split("?")[0]) as client:
-            assert client.get("/").status_code == 403
-            assert client.get(address).status_code == 200
-            assert client.get("/?token=wrong").status_code == 403
-            # A connection that is left open does not keep the server from stopping.
-            server.send_signal(signal.SIGINT)
-            rest, errors = server.communicate(timeout=30)
+        try:
+            assert server.stdout is not None
+            printed = [server.stdout.readline()]
+            while printed[-1] and not printed[-1].startswith("Whoever"):
+                printed.append(server.stdout.readline())
+            assert str(log.path) in printed[0]
+            address = printed[1].split()[-1]
+            token = urlsplit(address).query.removeprefix("token=")
+            assert len(token) >= 32
+            assert "Warning: 0.0.0.0 can be reached from other machines" in "".join(printed)
+            with httpx2.Client(follow_redirects=True, base_url=address.split("?")[0]) as client:
+                assert client.get("/").status_code == 403
+                assert client.get(address).status_code == 200
+                assert client.get("/?token=wrong").status_code == 403
+                # A connection that is left open does not keep the server from stopping.
+                server.send_signal(signal.SIGINT)
+                rest, errors = server.communicate(timeout=30)
+        finally:
+            server.kill()
     assert server.returncode == 0
     assert "Stopped" in rest
     assert errors == ""

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -66,9 +66,11 @@ class Database:
         self._wal: int | None = None
         self._identity: tuple[int, int] | None = None
         with self.reading() as connection:
-            found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0].splitlines()[-1]
+            if found == "ok" and not _schema() <= _schema(connection):
+                found = "its tables are not those that were made"
             if found != "ok":
-                raise LogError(f"{self.path}: {found.splitlines()[-1]}; {_REMEDIES[sqlite3.SQLITE_CORRUPT]}")
+                raise LogError(f"{self.path}: {found}; {_REMEDIES[sqlite3.SQLITE_CORRUPT]}")
         _OPEN.add(self)
 
     def close(self) -> None:
@@ -244,10 +246,7 @@ class Database:
         connection.execute("BEGIN IMMEDIATE")
         try:
             # Looked at again: another process may have been quicker.
-            for script in MIGRATIONS[self._version(connection) :]:
-                for statement in script.split(";\n"):
-                    if statement.strip():
-                        connection.execute(statement)
+            _migrate(connection, self._version(connection))
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
             connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
             connection.execute("COMMIT")
@@ -309,6 +308,24 @@ _REMEDIES = {
 def _code(error: sqlite3.Error) -> int:
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return code & 0xFF
+
+
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    # Not executescript, which would end the transaction.
+    for script in MIGRATIONS[version:]:
+        for statement in script.split(";\n"):
+            if statement.strip():
+                connection.execute(statement)
+
+
+def _schema(connection: sqlite3.Connection | None = None) -> set[tuple[str, str]]:
+    """Names of tables and indexes and how they are made: in a file, or as they should be."""
+    if connection is None:
+        with closing(sqlite3.connect(IN_MEMORY, isolation_level=None)) as new:
+            _migrate(new, 0)
+            return _schema(new)
+    found = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite%'")
+    return {(name, sql) for name, sql in found}
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

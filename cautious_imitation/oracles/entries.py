@@ -13,7 +13,7 @@ from zlib import crc32
 from pydantic import TypeAdapter, ValidationError
 
 from cautious_imitation.oracles.database import LogError
-from cautious_imitation.oracles.protocol import Act, Answer, Decline, OracleError, Query
+from cautious_imitation.oracles.protocol import Act, Answer, AnswerConflict, Decline, OracleError, Query
 
 _QUERY = TypeAdapter(Query)
 _ANSWER: TypeAdapter[Answer] = TypeAdapter(Act | Decline)
@@ -93,8 +93,8 @@ STORED_AS = {
 """What the file may say of a question of each status."""
 
 
-def written_query(query: Query) -> tuple[str, int]:
-    """A question as the file has it, and its sum.
+def written_query(query: Query) -> str:
+    """A question as the file has it.
 
     Raises:
         ValueError: if it could not be read back, which nobody could repair once it is in the file.
@@ -106,11 +106,11 @@ def written_query(query: Query) -> tuple[str, int]:
         raise ValueError(
             f"question {query.id!r} cannot be kept: {_reason(error)}; a Query is made of plain finite numbers and text"
         ) from error
-    return written, _sum(query.id, query.asker, written)
+    return written
 
 
-def written_answer(id: str, answer: Answer, by: str) -> tuple[str, int]:
-    """An answer as the file has it, and its sum.
+def written_answer(answer: Answer) -> str:
+    """An answer as the file has it.
 
     Raises:
         OracleError: if it could not be read back as it is.
@@ -118,11 +118,16 @@ def written_answer(id: str, answer: Answer, by: str) -> tuple[str, int]:
     try:
         written = _ANSWER.dump_json(answer).decode()
         if _ANSWER.validate_json(written) == answer:
-            return written, _sum(id, by, written)
+            return written
         reason = f"it would be read as {written}"
     except ValueError as error:
         reason = _reason(error)
     raise OracleError(f"answer {answer!r} cannot be kept: {reason}; Act and Decline are made of plain numbers and text")
+
+
+def checksum(id: str, who: str, written: str) -> int:
+    """Of a question and its asker, or of an answer and who gave it: differs where the disk has changed one of them."""
+    return crc32(f"{id}\n{who}\n{written}".encode())
 
 
 def read_query(row: sqlite3.Row, path: Path) -> Query:
@@ -172,9 +177,45 @@ def read_entry(row: sqlite3.Row, path: Path, now: float) -> Entry:
     )
 
 
-def same_question(known: Query, asked: Query) -> bool:
-    """Whether two questions are the same; whoever asks again may have other probabilities, or more patience."""
-    return all(getattr(known, name) == getattr(asked, name) for name in ("context", "n_actions", "asker", "episode"))
+def same_question(known: str, asked: str) -> bool:
+    """Whether two written questions are the same; whoever asks again may have other probabilities, or more patience."""
+    one, other = json.loads(known), json.loads(asked)
+    return all(one[key] == other[key] for key in ("context", "n_actions", "asker", "episode"))
+
+
+def check_same(row: sqlite3.Row, written: str, path: Path) -> None:
+    """Let a question be asked again.
+
+    Raises:
+        AnswerConflict: if the one of the file at ``path`` is another one.
+        LogError: if that one cannot be read.
+    """
+    read_query(row, path)
+    if not same_question(row["query"], written):
+        raise AnswerConflict(
+            f"question {row['id']!r} is in {path} with another context; ids stand for one question: name this run "
+            "differently, or keep its answers in a file of its own"
+        )
+
+
+def check_free(row: sqlite3.Row, by: str, now: float) -> None:
+    """Let ``by`` have the question of a row that knows what has expired.
+
+    Raises:
+        AnswerConflict: if somebody else is at it, or it is settled.
+    """
+    name = f"question {row['id']!r}"
+    if row["answer"] is not None:
+        final = "; it can be undone until the run goes on" if row["taken_at"] is None else ", and the run has gone on"
+        raise AnswerConflict(f"{name} has another answer already, by {row['answered_by']!r}{final}")
+    if row["status"] == "expired":
+        gone_on = "" if row["taken_at"] is None else ", and the run went on without an answer"
+        raise AnswerConflict(f"{name} has expired{gone_on}; take another one")
+    if row["status"] == "claimed" and row["claimed_by"] != by and row["lease_until"] > now:
+        raise AnswerConflict(
+            f"{name} is being answered by {row['claimed_by']!r}, for {row['lease_until'] - now:.0f} s more; take "
+            "another one"
+        )
 
 
 def says(id: str, query: str, search: str) -> bool:
@@ -197,13 +238,9 @@ def _read(adapter: TypeAdapter[T], text: str, id: str, path: Path) -> T:
         raise _damaged(id, path, _reason(error)) from error
 
 
-def _sum(id: str, who: str, written: str) -> int:
-    return crc32(f"{id}\n{who}\n{written}".encode())
-
-
 def _check_sum(row: sqlite3.Row, what: str, who: str, path: Path) -> None:
     known = row[f"{what}_sum"]
-    if known is not None and known != _sum(row["id"], who, row[what]):
+    if known is not None and known != checksum(row["id"], who, row[what]):
         raise _damaged(row["id"], path, f"the {what} is not the one that was kept")
 
 

@@ -97,7 +97,7 @@ def as_oracle(answerer: Answerer, **options: Any) -> Oracle:
             - a function from a ``Query`` to a ``Reply``, or an asynchronous one;
             - a policy of Gymnasium or Stable-Baselines3, see ``PolicyOracle``;
             - a scikit-learn estimator, see ``EstimatorOracle``;
-            - a language model of Transformers, see ``LanguageModelOracle``;
+            - a language model of Transformers, with ``max_new_tokens=`` as an option, see ``LanguageModelOracle``;
             - a ``QueryLog``, or the path of its file: people answer in a console, see ``queued``.
         **options: those of the class that is made.
 

@@ -19,10 +19,12 @@ from cautious_imitation.oracles.entries import (
     Entry,
     LogStatistics,
     Status,
+    check_free,
+    check_same,
+    checksum,
     read_answer,
     read_entry,
     read_query,
-    same_question,
     says,
     written_answer,
     written_query,
@@ -95,26 +97,26 @@ class QueryLog:
             ValueError: if a question holds what cannot be kept, such as a probability that is not a number.
         """
         now = self._clock()
-        rows = [
-            (query, (query.id, query.asker, query.episode, query.deadline, now, *written_query(query)))
-            for query in queries
-        ]
+        rows = [(query, written_query(query)) for query in queries]
         if not rows:
             return
         with self.database.writing() as connection:
-            for query, values in rows:
+            for query, written in rows:
                 added = connection.execute(
-                    "INSERT INTO queries (id, asker, episode, deadline, posted_at, query, query_sum) "
+                    "INSERT INTO queries (id, asker, episode, query, query_sum, posted_at, deadline) "
                     "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
-                    values,
+                    (
+                        query.id,
+                        query.asker,
+                        query.episode,
+                        written,
+                        checksum(query.id, query.asker, written),
+                        now,
+                        query.deadline,
+                    ),
                 )
-                if not added.rowcount and not same_question(
-                    read_query(self._row(connection, query.id), self.path), query
-                ):
-                    raise AnswerConflict(
-                        f"question {query.id!r} is in {self.path} with another context; ids stand for one question: "
-                        "name this run differently, or keep its answers in a file of its own"
-                    )
+                if not added.rowcount:
+                    check_same(self._row(connection, query.id), written, self.path)
 
     def claim(
         self, by: str, *, id: str | None = None, asker: str | None = None, skip: Collection[str] = ()
@@ -142,7 +144,7 @@ class QueryLog:
                     return None
             else:
                 row = self._row(connection, id)
-                self._check_free(row, by, now)
+                check_free(row, by, now)
             renews = row["status"] == "claimed" and row["claimed_by"] == by and row["lease_until"] > now
             connection.execute(
                 "UPDATE queries SET status = 'claimed', claimed_by = ?, claimed_at = ?, lease_until = ? WHERE seq = ?",
@@ -181,20 +183,20 @@ class QueryLog:
         with self._changing(now) as connection:
             row = self._row(connection, id)
             check_answer(answer, read_query(row, self.path))
-            written, checksum = written_answer(id, answer, by)
+            written = written_answer(answer)
             if read_answer(row, self.path) == answer:
                 return False
             # Late, but better than no answer as long as the run has not gone on.
             if row["status"] != "expired" or row["taken_at"] is not None:
-                self._check_free(row, by, now)
+                check_free(row, by, now)
             began = row["claimed_at"] if row["claimed_by"] == by else row["posted_at"]
             connection.execute(
-                "UPDATE queries SET status = ?, answer = ?, answer_sum = ?, answered_by = ?, answered_at = ?, seconds = ?, "
-                "claimed_by = ?, lease_until = NULL WHERE seq = ?",
+                "UPDATE queries SET status = ?, answer = ?, answer_sum = ?, answered_by = ?, answered_at = ?, "
+                "seconds = ?, claimed_by = ?, lease_until = NULL WHERE seq = ?",
                 (
                     "declined" if isinstance(answer, Decline) else "answered",
                     written,
-                    checksum,
+                    checksum(id, by, written),
                     by,
                     now,
                     max(0.0, now - began),
@@ -362,22 +364,6 @@ class QueryLog:
             for which in ("status = 'open'", "status = 'claimed' AND lease_until <= :now")
         ]
         return min((row for row in oldest if row is not None), key=lambda row: row["seq"], default=None)
-
-    def _check_free(self, row: sqlite3.Row, by: str, now: float) -> None:
-        name = f"question {row['id']!r}"
-        if row["answer"] is not None:
-            final = (
-                "; it can be undone until the run goes on" if row["taken_at"] is None else ", and the run has gone on"
-            )
-            raise AnswerConflict(f"{name} has another answer already, by {row['answered_by']!r}{final}")
-        if row["status"] == "expired":
-            gone_on = "" if row["taken_at"] is None else ", and the run went on without an answer"
-            raise AnswerConflict(f"{name} has expired{gone_on}; take another one")
-        if row["status"] == "claimed" and row["claimed_by"] != by and row["lease_until"] > now:
-            raise AnswerConflict(
-                f"{name} is being answered by {row['claimed_by']!r}, for {row['lease_until'] - now:.0f} s more; take "
-                "another one"
-            )
 
     def _to_take(
         self, connection: sqlite3.Connection, wanted: Sequence[str], now: float

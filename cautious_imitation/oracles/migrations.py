@@ -48,8 +48,8 @@ MIGRATIONS: tuple[str, ...] = (
     ) STRICT;
     CREATE INDEX judgements_by_verdict ON judgements (verdict, seq);
     """,
-    # Sums by which a question or an answer that the disk has changed is known; older rows have none. And within an asker
-    # and a status the order of the table, so that the next open question of a run is the first.
+    # Sums by which questions and answers that the disk has changed are known; older rows have none. And the order of
+    # the table within an asker and a status, so that the next open question of a run is the first.
     """
     ALTER TABLE queries ADD COLUMN query_sum INTEGER;
     ALTER TABLE queries ADD COLUMN answer_sum INTEGER;

@@ -135,6 +135,9 @@ class Oracle(Protocol):
         """
 
 
+_WITHOUT_ORACLE = "pass oracle=f with f(query) -> action, or catch HelpNeeded and answer through observe()"
+
+
 class HelpNeeded(Exception):
     """Questions wait for an answer that nobody could give at once.
 
@@ -146,14 +149,8 @@ class HelpNeeded(Exception):
         self.queries = (queries,) if isinstance(queries, Query) else tuple(queries)
         more = len(self.queries) - 1
         others = f", and {more} more question{'s' if more > 1 else ''}" if more else ""
-        super().__init__(
-            f"the imitator asks for help at context {_shown(self.query.context)}{others}"
-            + (
-                f"; {remedy}"
-                if remedy
-                else " and has no oracle; pass oracle=f with f(query) -> action, or catch HelpNeeded and answer through observe()"
-            )
-        )
+        remedy = f"; {remedy}" if remedy else f" and has no oracle; {_WITHOUT_ORACLE}"
+        super().__init__(f"the imitator asks for help at context {_shown(self.query.context)}{others}{remedy}")
 
     @property
     def query(self) -> Query:

@@ -7,8 +7,9 @@ import unicodedata
 
 from markupsafe import Markup, escape
 
+from cautious_imitation.oracles.hidden_characters import is_hidden
+
 _UNUSUAL = re.compile(r"[^\n\t\x20-\x7e]")
-_JOINERS = "\u200c\u200d"
 _SPACES = {" ": ("␣", "space"), "\n": ("↵", "line end"), "\t": ("⇥", "tab")}
 # Their pictures (␀) are missing in many fonts.
 _CONTROLS = [
@@ -60,7 +61,7 @@ def visible(text: str) -> Markup:
     """
     pieces, end = list[Markup](), 0
     for found in _UNUSUAL.finditer(text):
-        if _is_hidden(text, found.start()):
+        if is_hidden(text, found.start()):
             pieces += escape(text[end : found.start()]), _mark(found.group())
             end = found.end()
     return Markup("").join([*pieces, escape(text[end:])])
@@ -81,17 +82,6 @@ def visible_symbol(text: str) -> Markup:
             *map(_space, after),
         ]
     )
-
-
-def _is_hidden(text: str, index: int) -> bool:
-    character = text[index]
-    if character in _JOINERS:
-        around = text[index - 1 : index] + text[index + 1 : index + 2]
-        return len(around) < 2 or not all(c > "\xff" and c.isprintable() for c in around)
-    # Selectors of the supplement are used to hide text in text.
-    if "\U000e0100" <= character <= "\U000e01ef":
-        return True
-    return not character.isprintable() and unicodedata.category(character) != "Zs"
 
 
 def _mark(character: str) -> Markup:

@@ -10,9 +10,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from cautious_imitation.oracles.console_input import AGENT
-from cautious_imitation.oracles.literal_text import literal
 from cautious_imitation.oracles.protocol import Answer, Decline, PlausibleAction, Query
+from cautious_imitation.oracles.terminal.input import AGENT
+from cautious_imitation.oracles.terminal.literal_text import literal
 
 NARROW = 64
 """Columns below which an action takes two lines."""

@@ -15,13 +15,13 @@ from types import FrameType
 from rich.console import Console
 from rich.text import Text
 
-from cautious_imitation.oracles import console_view as view
-from cautious_imitation.oracles.console_input import Command, Lines, StreamLines, TerminalLines, Verb, parse, reply
 from cautious_imitation.oracles.database import LogError
-from cautious_imitation.oracles.literal_text import literal
 from cautious_imitation.oracles.log import QueryLog, Status
 from cautious_imitation.oracles.protocol import Act, Answer, AnswerConflict, Decline, Query, UnknownQuery
-from cautious_imitation.oracles.renewal import Renewal, renewed
+from cautious_imitation.oracles.terminal import view
+from cautious_imitation.oracles.terminal.input import Command, Lines, StreamLines, TerminalLines, Verb, parse, reply
+from cautious_imitation.oracles.terminal.literal_text import literal
+from cautious_imitation.oracles.terminal.renewal import Renewal, renewed
 
 PROMPT = "answer> "
 _MORE = "...... "

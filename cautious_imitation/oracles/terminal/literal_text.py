@@ -6,14 +6,13 @@ that is not seen as itself is drawn as a sign instead.
 
 from __future__ import annotations
 
-import unicodedata
-
 from rich.text import Text
+
+from cautious_imitation.oracles.hidden_characters import is_hidden
 
 HIDDEN = "reverse dim"
 """Style of the signs that stand for something that cannot be seen."""
 
-_JOINERS = "\u200c\u200d"
 _DELETE = "\x7f"
 
 
@@ -42,7 +41,7 @@ def literal(text: str, style: str = "", *, one_line: bool = False) -> Text:
     for place, character in enumerate(text):
         if one_line and character == " " and not first <= place < last:
             sign = "␣"
-        elif _seen(character) or (character == "\n" and not one_line) or _joins(text, place):
+        elif (character == "\n" and not one_line) or not is_hidden(text, place):
             plain.append(character)
             continue
         else:
@@ -50,16 +49,6 @@ def literal(text: str, style: str = "", *, one_line: bool = False) -> Text:
         drawn.append("".join(plain)).append(sign, HIDDEN)
         plain.clear()
     return drawn.append("".join(plain))
-
-
-def _seen(character: str) -> bool:
-    return character.isprintable() or unicodedata.category(character) == "Zs"
-
-
-def _joins(text: str, place: int) -> bool:
-    """Whether it is a joiner within a script, or an emoji, that is written with joiners."""
-    between = text[place - 1 : place] + text[place + 1 : place + 2]
-    return text[place] in _JOINERS and len(between) == 2 and all(c > "\xff" and c.isprintable() for c in between)
 
 
 def _sign(character: str) -> str:

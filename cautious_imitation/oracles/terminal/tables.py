@@ -12,9 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cautious_imitation.oracles.console_view import duration, gist, outcome
-from cautious_imitation.oracles.literal_text import literal
 from cautious_imitation.oracles.log import Entry, LogStatistics, Status
+from cautious_imitation.oracles.terminal.literal_text import literal
+from cautious_imitation.oracles.terminal.view import duration, gist, outcome
 
 _ENTRIES = TypeAdapter(list[Entry])
 _COLOURS = {Status.OPEN: "yellow", Status.CLAIMED: "cyan", Status.ANSWERED: "green", Status.DECLINED: "magenta"}

@@ -16,8 +16,8 @@ from typing import IO, Protocol
 
 from rich.console import Console
 
-from cautious_imitation.oracles.literal_text import literal
 from cautious_imitation.oracles.protocol import Act, Query
+from cautious_imitation.oracles.terminal.literal_text import literal
 
 AGENT = "assistant"
 """The role of whoever is imitated, in a conversation."""

@@ -1,0 +1,1 @@
+"""Answering in a terminal: one question at a time, and tables of all of them."""
