@@ -121,6 +121,8 @@ def pressed_ctrl_c() -> None:
         ("t , milk", Act(text=", milk")),
         ("t +ing", Act(text="ing")),
         ("t 牛乳", Act(text="牛乳")),
+        ("n", Act(text="")),
+        ("nothing", Act(text="")),
     ],
 )
 def test_a_line_is_an_answer(line: str, act: Act) -> None:
@@ -223,6 +225,14 @@ def test_after_anything_else_the_question_stays(log: QueryLog, script: list[str]
     session(log, *script, still_asked, "1")
     assert log.entry("talk").answer == Act((4,))
     assert log.entry("numbers").status is Status.OPEN
+
+
+def test_saying_nothing_is_an_answer_in_a_conversation(log: QueryLog) -> None:
+    seen = session(log, "n", "n", "=6")
+    assert "Recorded: a reply, nothing" in seen
+    assert log.entry("talk").answer == Act(text="")
+    assert "n says nothing in a conversation, and this is none" in seen
+    assert log.entry("numbers").answer == Act((6,))
 
 
 def test_a_run_without_words_gets_none(log: QueryLog) -> None:

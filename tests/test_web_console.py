@@ -310,6 +310,24 @@ def test_answers_in_words_and_by_number(site: Site, log: QueryLog) -> None:
     assert log.entry("b").answer == Act((3, 1, 4))
 
 
+def test_saying_nothing_is_an_answer_in_a_conversation(site: Site, log: QueryLog) -> None:
+    begun = (Message(role="user", content="Tea?"), Message(role="assistant", content="No"))
+    log.post([question("a", messages=begun[:1]), question("b", messages=begun), question("c", text="So?")])
+    visitor = site.visitor()
+    visitor.open("/question", id="a")
+    assert "Say nothing" in visitor.shown()
+    visitor.send("/answer", id="a", nothing="yes")
+    assert log.entry("a").answer == Act(text="")
+    assert "Say nothing more" in visitor.shown()
+    visitor.send("/answer", id="b", nothing="yes")
+    assert log.entry("b").answer == Act(text="")
+    visitor.open("/question", id="c")
+    assert "Say nothing" not in visitor.shown()
+    visitor.send("/answer", id="c", nothing="yes")
+    assert log.entry("c").answer is None
+    assert "nothing" in visitor.open("/question", id="a").text
+
+
 def test_words_go_on_where_a_reply_has_begun(site: Site, log: QueryLog) -> None:
     begun = (Message(role="user", content="Tea?"), Message(role="assistant", content="I like choco"))
     log.post([question(id, messages=begun) for id in "abcd"])

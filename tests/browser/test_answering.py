@@ -58,6 +58,22 @@ def test_with_the_mouse(log: QueryLog, visit: Visit) -> None:
     assert log.entry("c").status is Status.CLAIMED
 
 
+def test_saying_nothing(log: QueryLog, visit: Visit) -> None:
+    asked = (Message(role="user", content="Tea?"),)
+    log.post([question(id, messages=asked) for id in "ab"])
+    page = visit()
+    page.get_by_role("link", name="Answer the next one").click()
+    at(page, "a")
+    page.keyboard.press("x")
+    expect(page.get_by_role("button", name="Say nothing")).to_be_focused()
+    page.keyboard.press("Enter")
+    at(page, "b")
+    assert log.entry("a").answer == Act(text="")
+    page.get_by_role("button", name="Say nothing").click()
+    expect(page.get_by_text("That was all for now.")).to_be_visible()
+    assert log.entry("b").answer == Act(text="")
+
+
 def test_with_keys(log: QueryLog, visit: Visit) -> None:
     log.post([question(id) for id in "abcdef"])
     page = visit()

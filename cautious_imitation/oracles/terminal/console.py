@@ -22,6 +22,7 @@ from cautious_imitation.oracles.terminal import view
 from cautious_imitation.oracles.terminal.input import Command, Lines, StreamLines, TerminalLines, Verb, parse, reply
 from cautious_imitation.oracles.terminal.literal_text import literal
 from cautious_imitation.oracles.terminal.renewal import Renewal, renewed
+from cautious_imitation.oracles.words import knows_words
 
 PROMPT = "answer> "
 _MORE = "...... "
@@ -212,7 +213,7 @@ class TerminalConsole:
         if command.verb is Verb.QUIT:
             raise _Quit
         if command.verb is Verb.TEXT:
-            if not _knows_words(query):
+            if not knows_words(query):
                 raise ValueError("this run knows no words, only numbers; answer with actions, as in =0")
             return command.act if command.act is not None else self._reply(query)
         if command.verb is Verb.DECLINE:
@@ -353,8 +354,3 @@ def _draw_what_it_can(console: Console) -> None:
     """Have characters that the terminal does not know drawn as escapes, not end the session."""
     if isinstance(console.file, io.TextIOWrapper):
         console.file.reconfigure(errors="backslashreplace")
-
-
-def _knows_words(query: Query) -> bool:
-    """Whether the run could understand a reply in words: it has shown some itself."""
-    return bool(query.messages) or query.text is not None or any(action.text is not None for action in query.plausible)

@@ -8,7 +8,6 @@ import re
 import select
 import sys
 import time
-import unicodedata
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,9 +17,7 @@ from rich.console import Console
 
 from cautious_imitation.oracles.protocol import Act, Query
 from cautious_imitation.oracles.terminal.literal_text import literal
-
-AGENT = "assistant"
-"""The role of whoever is imitated, in a conversation."""
+from cautious_imitation.oracles.words import SILENCE, begun_reply, in_words, knows_silence
 
 
 class Verb(StrEnum):
@@ -28,6 +25,7 @@ class Verb(StrEnum):
 
     ACT = "="
     TEXT = "t"
+    SILENCE = "n"
     SKIP = "s"
     DECLINE = "d"
     UNDO = "u"
@@ -38,7 +36,14 @@ class Verb(StrEnum):
     NOTHING = ""
 
 
-_WORDS = {"text": Verb.TEXT, "skip": Verb.SKIP, "decline": Verb.DECLINE, "undo": Verb.UNDO, "help": Verb.HELP}
+_WORDS = {
+    "text": Verb.TEXT,
+    "nothing": Verb.SILENCE,
+    "skip": Verb.SKIP,
+    "decline": Verb.DECLINE,
+    "undo": Verb.UNDO,
+    "help": Verb.HELP,
+}
 _WORDS |= {"h": Verb.HELP, "quit": Verb.QUIT, "exit": Verb.QUIT} | {verb.value: verb for verb in Verb}
 
 
@@ -70,8 +75,12 @@ def parse(line: str, query: Query) -> Command:
     """
     first, rest = [*line.split(maxsplit=1), "", ""][:2]
     verb, rest = _WORDS.get(first.lower()), rest.strip()
-    if verb in (Verb.SKIP, Verb.UNDO, Verb.CONTEXT, Verb.AGAIN, Verb.HELP, Verb.QUIT) and rest:
+    if verb in (Verb.SILENCE, Verb.SKIP, Verb.UNDO, Verb.CONTEXT, Verb.AGAIN, Verb.HELP, Verb.QUIT) and rest:
         raise ValueError(f"{first} takes nothing after it, got {rest!r}; t {line.strip()} would give that as a reply")
+    if verb is Verb.SILENCE:
+        if not knows_silence(query):
+            raise ValueError("n says nothing in a conversation, and this is none; answer with an action, as in =0")
+        return Command(verb, SILENCE)
     if verb is Verb.TEXT:
         return Command(verb, reply(rest, query) if rest else None)
     if verb is not None and verb is not Verb.ACT:
@@ -90,25 +99,12 @@ def reply(words: str, query: Query) -> Act:
     >>> reply("of all kinds", query).text, reply("+late", query).text
     (' of all kinds', 'late')
     """
-    words, begun = words.strip(), unfinished(query)
-    if begun and words.startswith("+"):
-        words = words[1:]
-    elif begun and words and not begun[-1].isspace() and words[0].isalnum() and not _unspaced(begun[-1] + words[0]):
-        words = f" {words}"
+    words = words.strip()
+    within = bool(begun_reply(query)) and words.startswith("+")
+    words = words[1:] if within else words
     if not words.strip():
-        raise ValueError("nothing was written, and nothing is recorded")
-    return Act(text=words)
-
-
-def unfinished(query: Query) -> str:
-    """The agent's reply as far as it goes, if it has begun one."""
-    last = query.messages[-1] if query.messages else None
-    return last.content if last is not None and last.role == AGENT else ""
-
-
-def _unspaced(characters: str) -> bool:
-    """Whether one of these is of a script, like Chinese, that has no blanks between words."""
-    return any(unicodedata.east_asian_width(character) in "WF" for character in characters)
+        raise ValueError("nothing was written, and nothing is recorded; n says nothing")
+    return in_words(words, query, within_word=within)
 
 
 def _actions(line: str, query: Query) -> tuple[int, ...]:

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cautious_imitation.oracles.protocol import Answer, Decline, PlausibleAction, Query
-from cautious_imitation.oracles.terminal.input import AGENT
 from cautious_imitation.oracles.terminal.literal_text import literal
+from cautious_imitation.oracles.words import AGENTS
 
 NARROW = 64
 """Columns below which an action takes two lines."""
@@ -26,6 +26,7 @@ HELP = (
     ("t words", "a reply in words to its end, or the rest of one that has begun"),
     ("t +ords", "the same, if the last word has begun too"),
     ("t", "a reply of several lines"),
+    ("n", "nothing, or nothing more, is said: the turn ends"),
     ("s", "skip: leave the question to others, and to later"),
     ("d reason", "decline: the run gets no answer"),
     ("u", "undo the last answer, until the run has gone on with it"),
@@ -77,6 +78,8 @@ def described(answer: Answer, query: Query) -> Text:
     if isinstance(answer, Decline):
         kind = "independently of the answer" if answer.independent else "depending on the answer"
         return Text.assemble("declined ", kind, ": ", literal(answer.reason, "bold", one_line=True))
+    if answer.text == "":
+        return Text.assemble("a reply, ", ("nothing", "bold"))
     if answer.text is not None:
         return Text.assemble("a reply, ", literal(answer.text, "bold", one_line=True))
     texts = {action.action: action.text for action in query.plausible}
@@ -102,7 +105,9 @@ def outcome(answer: Answer) -> Text:
     """An answer as short as it goes, for tables."""
     if isinstance(answer, Decline):
         return literal(answer.reason, "dim", one_line=True)
-    return literal(answer.text, one_line=True) if answer.text is not None else Text(" ".join(map(str, answer.actions)))
+    if answer.text is not None:
+        return literal(answer.text, one_line=True) if answer.text else Text("nothing", "dim")
+    return Text(" ".join(map(str, answer.actions)))
 
 
 def percent(probability: float) -> str:
@@ -238,9 +243,9 @@ class _Conversation:
             table.add_column(justify="right", width=11, overflow="fold")
         table.add_column(overflow="fold")
         for index, message in enumerate(messages[hidden:], hidden + 1):
-            role = literal(message.role, "bold cyan" if message.role == AGENT else "cyan", one_line=True)
+            role = literal(message.role, "bold cyan" if message.role in AGENTS else "cyan", one_line=True)
             content = literal(message.content)
-            if index == len(messages) and message.role == AGENT:
+            if index == len(messages) and message.role in AGENTS:
                 content.append(" ..." if content.plain and not content.plain.endswith((" ", "\n")) else "...", "yellow")
             if options.max_width >= NARROW:
                 table.add_row(role, content)

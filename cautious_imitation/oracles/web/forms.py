@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping
 
 from cautious_imitation.oracles.protocol import Act, Decline, Query
 from cautious_imitation.oracles.web.desk import MAX_TEXT_LENGTH, FormError, TooLong
-from cautious_imitation.oracles.web.question_view import begun_reply
+from cautious_imitation.oracles.words import SILENCE, in_words, knows_silence
 
 _MOST_ACTIONS = 10_000
 
 
 def act_in(form: Mapping[str, str], query: Query) -> Act:
-    """The answer in a form: a button, numbers, or words.
+    """The answer in a form: a button, numbers, words, or that nothing is said.
 
     Words go on where the agent has begun a reply, after a blank if they begin a new word.
 
@@ -28,6 +27,8 @@ def act_in(form: Mapping[str, str], query: Query) -> Act:
     >>> act_in({"text": "very much."}, query), act_in({"text": "late.", "within": "yes"}, query)
     (Act(text=' very much.'), Act(text='late.'))
     """
+    if form.get("nothing") == "yes" and knows_silence(query):
+        return SILENCE
     if "act" in form:
         return Act((_number(form["act"]),))
     if "actions" in form:
@@ -46,10 +47,7 @@ def act_in(form: Mapping[str, str], query: Query) -> Act:
         raise TooLong(
             f"An answer may have {MAX_TEXT_LENGTH:,} characters, this one has {len(text):,}; nothing was kept."
         )
-    begun = begun_reply(query)
-    if begun and form.get("within") != "yes" and _new_word(begun[-1], text[0]):
-        text = f" {text}"
-    return Act(text=text)
+    return in_words(text, query, within_word=form.get("within") == "yes")
 
 
 def decline_in(form: Mapping[str, str], query: Query) -> Decline:
@@ -69,12 +67,6 @@ def decline_in(form: Mapping[str, str], query: Query) -> Decline:
             f"A reason may have {MAX_TEXT_LENGTH:,} characters, this one has {len(reason):,}; nothing was kept."
         )
     return Decline(reason, independent=form.get("independent") == "yes")
-
-
-def _new_word(before: str, after: str) -> bool:
-    """Whether a blank belongs between two characters, which is so in scripts that have blanks between words."""
-    spaced = not any(unicodedata.east_asian_width(character) in "WF" for character in (before, after))
-    return spaced and not before.isspace() and after.isalnum()
 
 
 def _number(typed: str) -> int:

@@ -7,10 +7,10 @@ from enum import StrEnum
 
 from cautious_imitation.oracles.log import Entry, Status
 from cautious_imitation.oracles.protocol import Act, Decline, PlausibleAction, Query
+from cautious_imitation.oracles.words import AGENTS, begun_reply, knows_words
 
 SHOWN_CHARACTERS = 40_000
 SHOWN_SYMBOLS = 2_000
-_AGENTS = ("agent", "assistant", "demonstrator")
 
 
 class Standing(StrEnum):
@@ -97,7 +97,7 @@ def question_view(query: Query, everything: bool = False) -> QuestionView:
     if query.messages:
         for message in reversed(query.messages):
             words = message.content if room is None else _last(message.content, room)
-            turns.append(Turn(message.role, words, message.role in _AGENTS, message.unfinished))
+            turns.append(Turn(message.role, words, message.role in AGENTS, message.unfinished))
             if room is not None:
                 # An empty message takes room too, or a million of them would fit.
                 room -= len(words) + 20
@@ -123,16 +123,9 @@ def question_view(query: Query, everything: bool = False) -> QuestionView:
         symbols,
         left_out,
         begun_reply(query),
-        # Whoever has shown words understands them.
-        bool(query.messages) or query.text is not None or any(one.text is not None for one in query.plausible),
+        knows_words(query),
         tuple(map(_range, query.plausible)),
     )
-
-
-def begun_reply(query: Query) -> str:
-    """The agent's reply as far as it goes, if it has begun one."""
-    last = query.messages[-1] if query.messages else None
-    return last.content if last is not None and last.role in _AGENTS else ""
 
 
 def snippet(query: Query, most: int = 140) -> str:
@@ -162,7 +155,7 @@ def answer_in_words(entry: Entry) -> str:
     if isinstance(answer, Decline):
         return answer.reason
     if isinstance(answer, Act) and answer.text is not None:
-        return answer.text
+        return answer.text or "nothing"
     names = {one.action: one.text for one in entry.query.plausible if one.text is not None}
     actions = answer.actions if isinstance(answer, Act) else ()
     return ", ".join(f"“{names[action]}” ({action})" if action in names else str(action) for action in actions)

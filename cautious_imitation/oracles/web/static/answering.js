@@ -95,6 +95,7 @@ const keys = {
   j: () => step(actions(), 1),
   k: () => step(actions(), -1),
   s: () => press("[data-skip]"),
+  x: () => { const nothing = document.querySelector("[data-nothing] button"); nothing?.focus(); return Boolean(nothing); },
   u: () => press("[data-undo]"),
   d: () => {
     const decline = document.getElementById("decline");
