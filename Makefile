@@ -56,7 +56,7 @@ test-browser: $(VENV)/dev.stamp ## the web console in Chromium, that on the path
 	@echo "==> pytest tests/browser"
 	@OMP_NUM_THREADS=1 $(RUN) pytest --quiet tests/browser $(ARGS)
 
-soak: $(VENV)/dev.stamp ## a thousand kills and fifty answerers at one log, two minutes or so; ARGS="-k kills"
+soak: $(VENV)/dev.stamp ## two thousand kills, and fifty answerers at one log; three minutes or so; ARGS="-k kills"
 	@echo "==> pytest tests/soak"
 	@OMP_NUM_THREADS=1 $(RUN) pytest --quiet tests/soak $(ARGS)
 

@@ -3,12 +3,13 @@
 Each writes what it did to a ledger of its own, which is on the disk before it goes on, so that afterwards the log can
 be held against what everybody was told. ``kill_at_random`` kills; ``check_answers`` and ``check_run`` compare.
 
-A run is a command line, so another program than the one here may ask: it has to go on where it was when it is started
-again, and to end with exit status 0 once it has seen the file ``stop`` in the folder, or by itself.
+Another run than the one here may ask: it has to go on where it was when it is started again, and to return once it has
+seen the file ``stop`` in the folder, or by itself.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -102,7 +103,9 @@ def answer(folder: Path, name: str) -> None:
     log = QueryLog(folder / "questions.db", lease_seconds=LEASE_SECONDS)
     ledger, chance = Ledger(folder / f"{name}.ledger"), random.SystemRandom()
     while True:
-        query = log.claim(name)
+        claimed = log.entries(Status.CLAIMED, limit=1)
+        # Some answer what others are at, or have answered in the meantime.
+        query = claimed[0].query if claimed and chance.random() < 0.3 else log.claim(name)
         if query is None:
             time.sleep(_LOOK_SECONDS)
             continue
@@ -119,7 +122,10 @@ def answer(folder: Path, name: str) -> None:
 
 
 def serve() -> None:
-    """Start processes on demand without importing anything anew: a line ``role argument ...`` gives a pid."""
+    """Start processes on demand without importing anything anew: a line ``role argument ...`` gives a pid.
+
+    A role is one of the two here, or ``module:function`` of another module.
+    """
     roles = {"ask": lambda folder, seed: ask(Path(folder), int(seed)), "answer": lambda *a: answer(Path(a[0]), a[1])}
     for line in sys.stdin:
         role, *arguments = json.loads(line)
@@ -127,6 +133,10 @@ def serve() -> None:
             status = os.waitstatus_to_exitcode(os.waitpid(int(arguments[0]), 0)[1])
             print(status, flush=True)  # noqa: T201 -- to whoever started the server
             continue
+        if role not in roles:
+            # Before the process is made, so that starting it again takes no time.
+            module, _, function = role.partition(":")
+            roles[role] = getattr(importlib.import_module(module), function)
         if not (pid := os.fork()):
             roles[role](*arguments)
             return
@@ -154,21 +164,23 @@ class Forks:
 
 
 class Process:
-    """One that is started again after every kill, by the server, or by its own command line."""
+    """One that is started again after every kill, by the server."""
 
-    def __init__(self, forks: Forks, command: Sequence[object], own: bool = False) -> None:
-        self._forks, self._command, self._own = forks, command, own
+    def __init__(self, forks: Forks, command: Sequence[object]) -> None:
+        self._forks, self._command = forks, command
         self.start()
 
     def start(self) -> None:
-        self._popen = subprocess.Popen([str(word) for word in self._command]) if self._own else None
-        self._pid = self._popen.pid if self._popen else self._forks.told(*self._command)
+        self._pid = self._forks.told(*self._command)
+        self._waited_for = False
 
     def wait(self) -> int:
-        return self._popen.wait() if self._popen else self._forks.told("wait", self._pid)
+        self._waited_for = True
+        return self._forks.told("wait", self._pid)
 
     def signal(self) -> None:
-        if not self._popen or self._popen.returncode is None:
+        """Kill it, unless its number may be another process's already."""
+        if not self._waited_for:
             os.kill(self._pid, signal.SIGKILL)
 
     def kill(self) -> bool:
@@ -193,7 +205,7 @@ def kill_at_random(
     *,
     n_kills: int,
     seed: int,
-    run: Sequence[str] | None = None,
+    run: Sequence[object] | None = None,
     n_answerers: int = 3,
     mean_seconds: float = 0.02,
 ) -> int:
@@ -203,7 +215,7 @@ def kill_at_random(
         folder: where ``questions.db``, the ledgers and the file ``stop`` are.
         n_kills: how many, after which the run may end in peace.
         seed: of who is killed when.
-        run: the command line that asks; by default ``ask``.
+        run: what asks, as ``(module:function, argument, ...)``; by default ``ask``.
         n_answerers: called p0, p1 and so on.
         mean_seconds: between kills.
 
@@ -212,8 +224,7 @@ def kill_at_random(
     """
     rng, done = random.Random(seed), 0
     with _forks() as forks, ExitStack() as living:
-        command = ("ask", folder, seed) if run is None else run
-        asker = Process(forks, command, own=run is not None)
+        asker = Process(forks, ("ask", folder, seed) if run is None else run)
         others = [Process(forks, ("answer", folder, f"p{i}")) for i in range(n_answerers)]
         for process in (asker, *others):
             living.callback(process.signal)

@@ -188,7 +188,7 @@ def test_a_disk_that_takes_no_more_loses_nothing(tmp_path: Path) -> None:
 
 
 def damaged(data: bytes, rng: Random) -> bytes:
-    """A file with a few bytes or bits that are others, a page of zeros, two pages in each other's place, or cut off; an empty one is a new one."""
+    """A file with a few bytes or bits that are others, a page of zeros, two pages in each other's place, or cut off."""
     changed, page = bytearray(data), 4096
     kind = rng.choice(["bytes", "bits", "bits", "zeros", "swap", "cut"])
     if kind == "cut":
@@ -272,6 +272,20 @@ def test_words_that_the_disk_has_changed_are_not_read(tmp_path: Path) -> None:
             log.entries()
         log.close()
         path.unlink()
+
+
+def test_an_older_question_that_the_disk_has_changed_is_told_where_it_makes_no_sense(tmp_path: Path) -> None:
+    # Those have no sums.
+    of_version(tmp_path / "old.db", 1)
+    connection = sqlite3.connect(tmp_path / "old.db")
+    connection.execute("UPDATE queries SET query = replace(query, '[0]', '[O]'), answer = replace(answer, '2', '')")
+    connection.commit()
+    connection.close()
+    log = QueryLog(tmp_path / "old.db")
+    for call in (lambda: log.claim("Ada"), lambda: log.entry("q1"), lambda: log.take(["q1"]), log.entries):
+        with pytest.raises(LogError, match=r"old\.db is damaged: what it has of question 'q\d' cannot be read"):
+            call()
+    log.close()
 
 
 def test_what_is_no_log(tmp_path: Path) -> None:
@@ -398,6 +412,28 @@ def test_processes_may_make_or_migrate_a_file_at_once(tmp_path: Path, version: i
     assert len(QueryLog(path).entries()) == (3 if version else 0)
 
 
+def test_a_file_that_another_process_makes_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, waiting = sqlite3.connect, [tmp_path / "q.db"]
+
+    class Interrupted(sqlite3.Connection):
+        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+            done = super().execute(sql, *values)
+            if sql == "PRAGMA application_id" and waiting:
+                done = [done.fetchone()]
+                # Kept out, or too late to be half seen.
+                with suppress(LogError):
+                    Database(waiting.pop(), busy_seconds=0).close()
+                return type("Done", (), {"fetchone": done.pop})
+            return done
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=Interrupted))
+    with Database(tmp_path / "q.db").reading() as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
+    assert not waiting
+
+
 KILLED = """
 import os, signal, sys
 from cautious_imitation.oracles.log import QueryLog
@@ -454,6 +490,7 @@ from cautious_imitation.oracles.protocol import Act, Query
 log = QueryLog(sys.argv[1])
 log.post(Query((i,), n_actions=3, id=f"q{i}") for i in range(40))
 log.claim("parent")
+copies = [QueryLog(sys.argv[1]) for _ in range(3)]
 begun, over = threading.Event(), threading.Event()
 
 def busy():
@@ -473,6 +510,9 @@ children = []
 for i in range(3):
     child = os.fork()
     if not child:
+        if sys.platform == "linux":
+            names = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.islink(entry.path)]
+            assert not any("q.db" in name for name in names), names
         work(f"child{i}")
         sys.exit()
     children.append(child)

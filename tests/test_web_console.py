@@ -151,7 +151,9 @@ def test_the_way_on_stays_on_the_site(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "cookie", ["", "x", "x.y", "ü", "a" * 5000, Credentials("another-token-of-ours").new_session().cookie]
+    "cookie",
+    ["", "x", "x.y", "ü", "a" * 5000, Credentials("another-token-of-ours").new_session().cookie],
+    ids=["empty", "no mark", "wrong", "not ASCII", "long", "of another token"],
 )
 def test_made_up_sessions_are_refused(site: Site, cookie: str) -> None:
     answer = site.stranger().get("/", headers={"Cookie": f"session-8642={cookie}".encode()})

@@ -28,12 +28,6 @@ IN_MEMORY = ":memory:"
 """The path of a database that is kept in memory, and is lost with the object."""
 
 _OLDEST_SQLITE = (3, 37)
-_WAITS_MS = (1, 4, 16, 8, 4, 2, *[1] * 500, 20)
-"""Mean times between two looks at whether the lock is free; the last is repeated.
-
-SQLite's own looks become rarer, so newcomers come first and somebody waits for ten seconds where the mean is twenty
-milliseconds. These become more frequent: whoever has waited for long comes next.
-"""
 _synced: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
 
@@ -145,17 +139,16 @@ class Database:
                 connection.execute("ROLLBACK")
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
-        began, n_looks = time.monotonic(), 0
+        began, mean = time.monotonic(), 0.001
         while True:
             try:
                 return attempt()
             except sqlite3.OperationalError as error:
-                left = self._busy_seconds - (time.monotonic() - began)
-                if _code(error) != sqlite3.SQLITE_BUSY or left <= 0:
+                waited = time.monotonic() - began
+                if _code(error) != sqlite3.SQLITE_BUSY or waited >= self._busy_seconds:
                     raise
-            mean = _WAITS_MS[min(n_looks, len(_WAITS_MS) - 1)] / 1000
-            time.sleep(min(left, self._random.uniform(0, 2 * mean)))
-            n_looks += 1
+            time.sleep(min(self._busy_seconds - waited, self._random.uniform(0, 2 * mean)))
+            mean = _mean_pause(time.monotonic() - began)
 
     def _sync(self) -> None:
         with self._lock:
@@ -187,7 +180,6 @@ class Database:
         )
         try:
             connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA cell_size_check = ON")
             # Before anything is written: it may be another program's.
             migrated = self._patiently(lambda: self._looked_at(connection)) == len(MIGRATIONS)
             mode = self._patiently(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
@@ -303,6 +295,16 @@ _REMEDIES = {
     sqlite3.SQLITE_NOMEM: "free some memory; what was kept before is intact, and the same call may be repeated",
     sqlite3.SQLITE_PROTOCOL: "too many processes opened it at once; the same call may be repeated",
 }
+
+
+def _mean_pause(waited: float) -> float:
+    """Between two looks at whether the lock is free, in seconds, for one who has waited for ``waited`` seconds.
+
+    SQLite's own looks become rarer, so newcomers come first, and somebody waits for ten seconds where the mean is
+    twenty milliseconds. These become more frequent: whoever has waited for long comes next. A lock that is not given
+    back for a second is kept by somebody who does something else with the file.
+    """
+    return 0.02 / (1 + 250 * waited) if waited < 1 else 0.02
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -278,9 +278,9 @@ class QueryLog:
         if offset < 0 or (limit is not None and limit < 0):
             raise ValueError(f"limit and offset must be at least 0, got {limit!r} and {offset!r}; None sets no limit")
         now = self._clock()
-        conditions = ["1"]
+        source, conditions = "queries", ["1"]
         if status is not None:
-            status = Status(status)
+            status, source = Status(status), "queries INDEXED BY queries_by_status"
             # What is stored, which the index knows, before what has become of it since.
             conditions += [f"status IN ({STORED_AS[status]})", f"{STATUS_NOW} = :status"]
         if asker is not None:
@@ -292,7 +292,7 @@ class QueryLog:
         with self.database.reading() as connection:
             connection.create_function("says", 3, says, deterministic=True)
             rows = connection.execute(
-                f"SELECT * FROM queries WHERE {' AND '.join(conditions)} ORDER BY seq LIMIT :limit OFFSET :offset",
+                f"SELECT * FROM {source} WHERE {' AND '.join(conditions)} ORDER BY seq LIMIT :limit OFFSET :offset",
                 values,
             ).fetchall()
         return [read_entry(row, self.path, now) for row in rows]
@@ -358,9 +358,11 @@ class QueryLog:
         if skip:
             whose += "AND id NOT IN (SELECT value FROM json_each(:skip)) "
         values = {"now": now, "asker": asker, "skip": json.dumps(list(skip))}
-        # Two questions to the index rather than one that it cannot answer.
+        # Two questions to the index rather than one that it cannot answer; that of askers has all their answers too.
         oldest = [
-            connection.execute(f"SELECT * FROM queries WHERE {which} {whose}ORDER BY seq LIMIT 1", values).fetchone()
+            connection.execute(
+                f"SELECT * FROM queries INDEXED BY queries_by_status WHERE {which} {whose}ORDER BY seq LIMIT 1", values
+            ).fetchone()
             for which in ("status = 'open'", "status = 'claimed' AND lease_until <= :now")
         ]
         return min((row for row in oldest if row is not None), key=lambda row: row["seq"], default=None)
