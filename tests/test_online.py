@@ -299,6 +299,8 @@ def test_declines_that_depend_on_the_answer_are_counted() -> None:
     passed_on.advance()
     assert sum(e.declines for e in passed_on.episodes) == 0
     assert sum(e.dependent for e in passed_on.episodes) == sum(e.questions for e in passed_on.episodes) > 0
+    for counted in (budgeted, passed_on):
+        assert counted.log.statistics().dependent_answers == sum(e.dependent for e in counted.episodes)
 
 
 def test_an_oracle_that_fails_leaves_the_run_as_it_was(tmp_path: Path) -> None:
@@ -564,7 +566,7 @@ def test_a_decline_says_why() -> None:
     refused.advance()
     (entry, *_) = refused.log.entries(Status.DECLINED)
     assert entry.answer == Decline("private", independent=True)
-    assert refused.log.statistics().dependent_declines == 0
+    assert refused.log.statistics().dependent_answers == 0
 
 
 def test_a_partner_that_goes_on_and_on_is_cut_at_the_horizon() -> None:

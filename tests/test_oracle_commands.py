@@ -129,7 +129,7 @@ def test_stats_counts(log: QueryLog) -> None:
         assert re.search(pattern, output), pattern
     found = json.loads(typed("stats", log.path, "--json").stdout)
     assert found["counts"] == {"open": 1, "claimed": 1, "answered": 1, "declined": 1, "expired": 0}
-    assert (found["by_person"], found["dependent_declines"]) == ({"Alan": 2}, 1)
+    assert (found["by_person"], found["dependent_answers"]) == ({"Alan": 2}, 1)
     assert json.loads(typed("stats", log.path, "--asker", "tuesday", "--json").stdout)["counts"]["open"] == 1
     assert "Alan" not in typed("stats", log.path, "--asker", "tuesday").stdout
 

@@ -161,7 +161,7 @@ class Model:
         people = [entry.answered_by for entry in entries if entry.answered_by is not None]
         times = sorted(entry.seconds for entry in entries if entry.status is Status.ANSWERED)
         half = len(times) // 2
-        dependent = [entry for entry in entries if isinstance(entry.answer, Decline) and not entry.answer.independent]
+        dependent = [entry for entry in entries if entry.answer is not None and not entry.answer.independent]
         return LogStatistics(
             counts,
             {who: people.count(who) for who in people},

@@ -406,7 +406,7 @@ def test_declines_say_whether_they_depend_on_the_answer(
     visitor.send("/decline", id="a", reason="No time", **({} if chosen is None else {"independent": chosen}))
     assert log.entry("a").answer == Decline("No time", independent)
     visitor.open("/statistics")
-    assert ("No dependent declines" if independent else "1 dependent decline") in visitor.shown()
+    assert ("No dependent answers" if independent else "1 dependent answer") in visitor.shown()
 
 
 def test_skipped_questions_come_back_when_they_are_wanted(site: Site, log: QueryLog) -> None:

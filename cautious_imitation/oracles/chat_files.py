@@ -17,6 +17,7 @@ from cautious_imitation.oracles.answer_lines import read_line, written_line
 from cautious_imitation.oracles.entries import (
     Entry,
     Status,
+    checksum,
     read_entry,
     same_question,
     written_answer,
@@ -174,13 +175,15 @@ def _restored(log: QueryLog, connection: sqlite3.Connection, entry: Entry, where
         written, answer = written_query(query), written_answer(entry.answer)
     except ValueError as error:
         raise type(error)(f"{where}: {error}") from error
-    settled = (entry.status.value, answer, entry.answered_by, entry.answered_at, entry.seconds, entry.answered_by)
+    who = entry.answered_by or ""
+    sums = checksum(query.id, query.asker, written), checksum(query.id, who, answer)
+    settled = (entry.status.value, answer, sums[1], who, entry.answered_at, entry.seconds, who)
     row = connection.execute("SELECT * FROM queries WHERE id = ?", (query.id,)).fetchone()
     if row is None:
         connection.execute(
-            "INSERT INTO queries (id, asker, episode, query, posted_at, deadline, status, answer, answered_by, "
-            "answered_at, seconds, claimed_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (query.id, query.asker, query.episode, written, entry.posted_at, query.deadline, *settled),
+            "INSERT INTO queries (id, asker, episode, query, query_sum, posted_at, deadline, status, answer, "
+            "answer_sum, answered_by, answered_at, seconds, claimed_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (query.id, query.asker, query.episode, written, sums[0], entry.posted_at, query.deadline, *settled),
         )
         return True
     if not same_question(row["query"], written):
@@ -198,8 +201,8 @@ def _restored(log: QueryLog, connection: sqlite3.Connection, entry: Entry, where
     if known.taken_at is not None:
         raise AnswerConflict(f"{name} has expired, and the run went on without an answer; take the line out")
     connection.execute(
-        "UPDATE queries SET status = ?, answer = ?, answered_by = ?, answered_at = ?, seconds = ?, claimed_by = ?, "
-        "lease_until = NULL WHERE id = ?",
+        "UPDATE queries SET status = ?, answer = ?, answer_sum = ?, answered_by = ?, answered_at = ?, seconds = ?, "
+        "claimed_by = ?, lease_until = NULL WHERE id = ?",
         (*settled, query.id),
     )
     return True

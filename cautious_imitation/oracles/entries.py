@@ -74,13 +74,14 @@ class LogStatistics:
         counts: questions of each status.
         by_person: answers and declines of each who gave one.
         median_seconds: how long an answer takes, half of the time; None without answers.
-        dependent_declines: declines that may have depended on what the answer would have been.
+        dependent_answers: questions that were answered or declined in a way that may depend on what the answer is,
+            and those that expired; see ``certify``.
     """
 
     counts: dict[Status, int]
     by_person: dict[str, int]
     median_seconds: float | None
-    dependent_declines: int
+    dependent_answers: int
 
 
 STORED_AS = {

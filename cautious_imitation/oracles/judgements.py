@@ -171,7 +171,7 @@ class JudgementLog:
         """
         now = self._clock()
         marks = ", ".join("?" * len(skip))
-        with self.database.writing() as connection:
+        with self.database.writing(durable=False) as connection:
             row = connection.execute(
                 "SELECT * FROM judgements WHERE verdict IS NULL AND (lease_until IS NULL OR lease_until <= ?) "
                 f"AND id NOT IN ({marks}) ORDER BY seq LIMIT 1",
@@ -190,7 +190,7 @@ class JudgementLog:
             AnswerConflict: if somebody else is at it, or it is judged.
         """
         now = self._clock()
-        with self.database.writing() as connection:
+        with self.database.writing(durable=False) as connection:
             row = self._row(connection, id)
             self._check_free(row, by, now)
             self._lease(connection, row, by, now)
@@ -202,7 +202,7 @@ class JudgementLog:
         Raises:
             UnknownQuery: if there is no pair ``id``.
         """
-        with self.database.writing() as connection:
+        with self.database.writing(durable=False) as connection:
             self._row(connection, id)
             connection.execute(
                 "UPDATE judgements SET claimed_by = NULL, claimed_at = NULL, lease_until = NULL "

@@ -309,8 +309,8 @@ class QueryLog:
             seconds = connection.execute(
                 f"SELECT seconds FROM queries WHERE status = 'answered' AND {whose} ORDER BY seconds", values
             ).fetchall()
-            declines = connection.execute(
-                f"SELECT count(*) AS n FROM queries WHERE status = 'declined' "
+            dependent = connection.execute(
+                f"SELECT count(*) AS n FROM queries WHERE answer IS NOT NULL "
                 f"AND NOT json_extract(answer, '$.independent') AND {whose}",
                 values,
             ).fetchone()
@@ -325,7 +325,7 @@ class QueryLog:
             dict(sorted(by_person.items(), key=lambda person: (-person[1], person[0]))),
             sum(middle) / len(middle) if middle else None,
             # A question that nobody answered in time may be one whose answer was hard to give.
-            declines["n"] + counts[Status.EXPIRED],
+            dependent["n"] + counts[Status.EXPIRED],
         )
 
     def askers(self) -> list[str]:

@@ -63,7 +63,7 @@ def statistics_table(statistics: LogStatistics) -> RenderableType:
     for status, count in statistics.counts.items():
         table.add_row(Text(status, _COLOURS.get(status, "dim")), f"{count:,}")
     table.add_row()
-    table.add_row("declines that may depend on the answer, and expired", f"{statistics.dependent_declines:,}")
+    table.add_row("answers, declines, expired that may depend on the answer", f"{statistics.dependent_answers:,}")
     if statistics.median_seconds is not None:
         table.add_row("half of the answers take at most", duration(statistics.median_seconds))
     if not statistics.by_person:
