@@ -182,7 +182,8 @@ def _restored(log: QueryLog, connection: sqlite3.Connection, entry: Entry, where
     if row is None:
         connection.execute(
             "INSERT INTO queries (id, asker, episode, query, query_sum, posted_at, deadline, status, answer, "
-            "answer_sum, answered_by, answered_at, seconds, claimed_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "answer_sum, answered_by, answered_at, seconds, claimed_by) "
+            f"VALUES ({', '.join('?' * 14)})",
             (query.id, query.asker, query.episode, written, sums[0], entry.posted_at, query.deadline, *settled),
         )
         return True
