@@ -59,10 +59,10 @@ def imitation(folder: Path, *, learn: bool, oracle: Answerer | None = None, hori
 
 
 def go_on(folder: str, learn: str) -> None:
-    """Until it is told to stop, or the episodes have ended."""
+    """Until it is told to stop and has used an answer, however slow the machine, or the episodes have ended."""
     run = imitation(Path(folder), learn=learn == "learn")
     while not run.advance():
-        if (Path(folder) / "stop").exists():
+        if (Path(folder) / "stop").exists() and any(episode.questions for episode in run.episodes):
             return
         time.sleep(0.002)
 
