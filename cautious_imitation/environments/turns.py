@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cautious_imitation.demonstrations import Chat, Message
 from cautious_imitation.language.chat_reader import read_messages
-from cautious_imitation.language.chat_writer import AGENT, OTHER, SYSTEM, ChatWriter, Messages
+from cautious_imitation.language.chat_writer import AGENT, OTHER, SYSTEM, ChatWriter, Messages, decoded, encoded
 
 Opening: TypeAlias = "str | Sequence[Any]"
 """A chat so far, as text or as messages, up to where the teacher's next word comes."""
@@ -98,7 +98,7 @@ class Turns:
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as text, special tokens among it."""
-        return _decoded(self._tokenizer, tokens)
+        return decoded(self._tokenizer, tokens)
 
     def _turn_text(self, said: Sequence[int], first: bool) -> str:
         if not first:
@@ -165,7 +165,7 @@ def chat_turns(
 def _templated(writer: ChatWriter, opening: Opening, teacher: str, student: str) -> Turns:
     tokenizer = writer.tokenizer
     if isinstance(opening, str):
-        tokens = _encoded(tokenizer, opening)
+        tokens = encoded(tokenizer, opening)
         read = read_messages(tokenizer, tokens)
         if read is None:
             raise ValueError(
@@ -233,18 +233,18 @@ def _template_endings(writer: ChatWriter, between: str, end: str, role: str) -> 
 
 def _marker(writer: ChatWriter, text: str) -> tuple[tuple[int, ...] | None, str | None]:
     """The tokens that ``text`` always is, special ones among them; else None, and after what it reads otherwise."""
-    tokens = tuple(_encoded(writer.tokenizer, text))
-    written = [tuple(_encoded(writer.tokenizer, before + text)) for before in _BEFORE]
+    tokens = tuple(encoded(writer.tokenizer, text))
+    written = [tuple(encoded(writer.tokenizer, before + text)) for before in _BEFORE]
     if writer.separators & set(tokens) and all(row[-len(tokens) :] == tokens for row in written):
         return tokens, None
     pairs = zip(_BEFORE, written, strict=True)
-    return None, next((before for before, row in pairs if text not in _decoded(writer.tokenizer, row)), None)
+    return None, next((before for before, row in pairs if text not in decoded(writer.tokenizer, row)), None)
 
 
 def _following(tokenizer: Any, before: str, text: str) -> tuple[int, ...]:
     """Tokens of ``text`` as they are after ``before``, where some tokenizers put no blank in front."""
-    first, whole = _encoded(tokenizer, before), _encoded(tokenizer, before + text)
-    return tuple(whole[len(first) :] if whole[: len(first)] == first else _encoded(tokenizer, text))
+    first, whole = encoded(tokenizer, before), encoded(tokenizer, before + text)
+    return tuple(whole[len(first) :] if whole[: len(first)] == first else encoded(tokenizer, text))
 
 
 def _around(text: str) -> tuple[str, str]:
@@ -275,7 +275,7 @@ def _named(writer: ChatWriter, opening: Opening, teacher: str, student: str) -> 
         if special in text.removeprefix(writer.start):
             raise ValueError(f"opening must not contain {special!r}, which is a special token; take it out")
     begun = ("\n" + text)[last[teacher] + len(headers[teacher]) :]
-    tokens = _encoded(tokenizer, writer.start + text.removeprefix(writer.start))
+    tokens = encoded(tokenizer, writer.start + text.removeprefix(writer.start))
     by_teacher, by_student = ([_Ending(headers[name], None, ())] for name in (student, teacher))
     return Turns(writer, tokens, begun, by_teacher, by_student, (" ", headers[student]))
 
@@ -285,12 +285,12 @@ def _check_name(tokenizer: Any, name: str, header: str) -> None:
     if not name.strip() or name != name.strip() or "\n" in name or ":" in name:
         raise ValueError(f"a name must be one line of words without a colon, got {name!r}")
     for before in _BEFORE:
-        written = _encoded(tokenizer, f"{before}{header} Well")
-        ends = (_decoded(tokenizer, written[:n]).endswith(header) for n in range(1, len(written) + 1))
+        written = encoded(tokenizer, f"{before}{header} Well")
+        ends = (decoded(tokenizer, written[:n]).endswith(header) for n in range(1, len(written) + 1))
         if not any(ends):
             raise ValueError(
                 f"the tokenizer must write the name {name + ':'!r} at the beginning of a line with tokens of its own, "
-                f"got {_decoded(tokenizer, written)!r} for {f'{before}{header} Well'!r}, in which no token ends with "
+                f"got {decoded(tokenizer, written)!r} for {f'{before}{header} Well'!r}, in which no token ends with "
                 "it; choose another name"
             )
 
@@ -328,13 +328,3 @@ def _parted(messages: Messages) -> tuple[Messages, str]:
     if messages and messages[-1].role == AGENT:
         return messages[:-1], messages[-1].content
     return messages, ""
-
-
-def _encoded(tokenizer: Any, text: str) -> list[int]:
-    tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return tokens
-
-
-def _decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
-    text: str = tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return text

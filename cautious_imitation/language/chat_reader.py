@@ -11,7 +11,7 @@ from itertools import pairwise, product
 from typing import Any
 
 from cautious_imitation.demonstrations import Message
-from cautious_imitation.language.chat_writer import AGENT, OTHER, SYSTEM, ChatWriter, Messages
+from cautious_imitation.language.chat_writer import AGENT, OTHER, SYSTEM, ChatWriter, Messages, decoded, encoded
 
 _WHERE = "the conversation"
 _MARK = re.compile("qz[0-9]zq")
@@ -102,7 +102,7 @@ class ChatReader:
     def messages(self, tokens: Iterable[int]) -> tuple[Message, ...] | None:
         """See ``read_messages``."""
         wanted = [int(token) for token in tokens]
-        for messages in self._parsed(_decoded(self._writer.tokenizer, wanted)):
+        for messages in self._parsed(decoded(self._writer.tokenizer, wanted)):
             try:
                 if self._context(messages) == wanted:
                     return tuple(messages)
@@ -136,16 +136,16 @@ class ChatReader:
                 "the tokenizer's chat template does not show how a reply ends, so that a reply in words cannot be "
                 "written; answer with actions, or set tokenizer.chat_template"
             )
-        return tuple(_encoded(self._writer.tokenizer, text) + _encoded(self._writer.tokenizer, ending))
+        return tuple(encoded(self._writer.tokenizer, text) + encoded(self._writer.tokenizer, ending))
 
     def said(self, context: Sequence[int], actions: Sequence[int]) -> tuple[str, bool]:
         """What the agent says with the tokens ``actions`` after ``context``, and whether it ends its turn with them.
 
         Special tokens are no words and are left out.
         """
-        before, text = _decoded(self._writer.tokenizer, context), _decoded(self._writer.tokenizer, [*context, *actions])
+        before, text = decoded(self._writer.tokenizer, context), decoded(self._writer.tokenizer, [*context, *actions])
         # Of a character that is cut in two, the part before is not what it is with the rest.
-        said = text[len(before) :] if text.startswith(before) else _decoded(self._writer.tokenizer, actions)
+        said = text[len(before) :] if text.startswith(before) else decoded(self._writer.tokenizer, actions)
         ending = "\n" if self._writer.template is None else self._forms.ending
         finished = ending is not None and said.endswith(ending)
         if finished and ending is not None:
@@ -269,23 +269,13 @@ def _forms(writer: ChatWriter) -> _Forms:
 
 def _written(writer: ChatWriter, chat: Messages) -> str | None:
     try:
-        return _decoded(writer.tokenizer, _encoded(writer.tokenizer, writer.opening(chat, _WHERE)))
+        return decoded(writer.tokenizer, encoded(writer.tokenizer, writer.opening(chat, _WHERE)))
     except ValueError:
         return None
 
 
 def _rendered(writer: ChatWriter, chat: Messages) -> str:
     try:
-        return _decoded(writer.tokenizer, _encoded(writer.tokenizer, writer.rendered([chat], _WHERE)[0]))
+        return decoded(writer.tokenizer, encoded(writer.tokenizer, writer.rendered([chat], _WHERE)[0]))
     except ValueError:
         return ""
-
-
-def _encoded(tokenizer: Any, text: str) -> list[int]:
-    tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return tokens
-
-
-def _decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
-    text: str = tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return text

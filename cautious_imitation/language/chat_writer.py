@@ -264,3 +264,15 @@ def _place(n: int, content: str, said: str) -> int:
     bare = content.strip()
     begin = len(said) - len(said.lstrip()) if bare else 0
     return begin + min(max(n - (len(content) - len(content.lstrip())), 0), len(bare))
+
+
+def encoded(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of ``text`` as it is, nothing added at its beginning or end."""
+    tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return tokens
+
+
+def decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The text of ``tokens`` as it is, special tokens among it."""
+    text: str = tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
