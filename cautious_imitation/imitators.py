@@ -180,23 +180,18 @@ class _Imitator(BasePolicy):
         level = getattr(self, "alpha", 1.0)
         return build_queries(self.hypotheses, level, contexts, ask_probabilities, self.vocabulary, names)
 
-    def ask(self, queries: Sequence[Query], oracle: Oracle | None = None) -> list[Answer]:
-        """Answers to ``queries`` in actions; words are read by the vocabulary.
-
-        Args:
-            queries: the questions.
-            oracle: who is asked; default the imitator's.
+    def ask(self, queries: Sequence[Query]) -> list[Answer]:
+        """The oracle's answers to ``queries`` in actions; words are read by the vocabulary.
 
         Raises:
             HelpNeeded: if nobody is there to answer, or some questions cannot be answered now.
             OracleError: if an answer is none.
         """
-        oracle = self.oracle if oracle is None else oracle
         if not queries:
             return []
-        if oracle is None:
+        if self.oracle is None:
             raise HelpNeeded(queries)
-        answers = check_answers(oracle.ask(queries), queries)
+        answers = check_answers(self.oracle.ask(queries), queries)
         return [in_actions(answer, query, self.vocabulary) for answer, query in zip(answers, queries, strict=True)]
 
     def observe(self, context: Array, action: Array, actor: Actor | str) -> None:
