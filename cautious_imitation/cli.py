@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +13,10 @@ from rich.text import Text
 
 from cautious_imitation import __version__
 from cautious_imitation.oracle_commands import oracle_app
+
+if TYPE_CHECKING:
+    from cautious_imitation.chat_config import ChatConfig
+    from cautious_imitation.config import CompareConfig
 
 app = typer.Typer(
     name="cautious-imitation",
@@ -24,6 +28,8 @@ app = typer.Typer(
 app.add_typer(oracle_app)
 
 _USAGE, _INTERRUPTED = 2, 130
+_WIDTH = 80
+"""Columns of the narrowest terminal that tables fit."""
 
 
 def _version(wanted: bool) -> None:
@@ -43,9 +49,12 @@ def _root(
 
 @app.command()
 def compare(
-    preset: Annotated[str, typer.Option(help="What to start from: dialogue-acts, or dialogue-acts-full for all.")] = (
-        "dialogue-acts"
-    ),
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="What to start from: dialogue-acts (exact), dialogue-acts-full, chat-tiny (fine-tuning), ..."
+        ),
+    ] = "dialogue-acts",
     config: Annotated[
         Path | None,
         typer.Option(metavar="FILE.yaml", help="Settings laid over the preset; grids in it replace the preset's."),
@@ -53,6 +62,10 @@ def compare(
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="One setting, for instance grids.main.seeds=[0,1]. Repeatable."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Presets of chats: your own model, a hub id, folder or GGUF file."),
     ] = None,
     demonstrations: Annotated[
         Path | None,
@@ -65,20 +78,28 @@ def compare(
         typer.Option(metavar="DIR", help="Folder for the results; a stopped run goes on there. Default: runs/PRESET."),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(metavar="N", help="Cells solved at the same time. Default: one a core.")
+        int | None,
+        typer.Option(metavar="N", help="Cells or policies that are worked on at the same time. Default: one a core."),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(help="Presets of chats: the same from beginning to end in small, with tiny random weights."),
+    ] = False,
 ) -> None:
-    """Compare what different anchors let a fine-tuned policy do, on real conversations, by exact optimisation."""
+    """Compare what different anchors let a fine-tuned policy do, on real conversations.
+
+    Presets dialogue-acts find the best policy exactly; presets chat-... train one, token by token.
+    """
     errors = Console(stderr=True)
-    folder = out if out is not None else Path("runs") / preset
+    folder = out if out is not None else Path("runs") / (f"{preset}-dry-run" if dry_run else preset)
     try:
-        _compare(preset, config, list(set_ or ()), demonstrations, folder, jobs, errors)
+        _compare(preset, config, list(set_ or ()), model, demonstrations, folder, jobs, dry_run, errors)
     except (ValueError, OSError) as error:
         message = Text.assemble(("error: ", "red"), " ".join(str(error).split()))
         errors.print(message, soft_wrap=True)
         raise typer.Exit(_USAGE) from None
     except KeyboardInterrupt:
-        errors.print(f"interrupted; the cells that are done are kept in {folder}, run the same command again to go on")
+        errors.print(f"interrupted; what is done is kept in {folder}, run the same command again to go on")
         raise typer.Exit(_INTERRUPTED) from None
 
 
@@ -86,27 +107,48 @@ def _compare(
     preset: str,
     config: Path | None,
     overrides: list[str],
+    model: str | None,
     demonstrations: Path | None,
     folder: Path,
     jobs: int | None,
+    dry_run: bool,
     errors: Console,
 ) -> None:
     began = time.monotonic()
     # Here, so that --help and --version load neither numba nor matplotlib.
-    from cautious_imitation.comparison import compare as run
-    from cautious_imitation.comparison.results import REPORT
-    from cautious_imitation.comparison.run_folder import RESULTS
-    from cautious_imitation.comparison.table import WIDTH, summary_caption, summary_tables
-    from cautious_imitation.config import CompareConfig
+    from cautious_imitation.chat_config import ChatConfig, load_config
 
-    comparison = run(CompareConfig.load(preset, config, overrides, demonstrations), folder, jobs, errors)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    settings = load_config(preset, config, overrides, demonstrations, model)
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    if isinstance(settings, ChatConfig):
+        written = _compare_chats(settings.small() if dry_run else settings, folder, jobs, errors, console)
+    elif dry_run:
+        raise ValueError(f"--dry-run is for presets of chats, which take long; {preset} does not")
+    else:
+        written = _compare_exactly(settings, folder, jobs, errors, console)
+    console.print(f"\n{written}, {time.monotonic() - began:.0f} s", highlight=False)
+    for name, what in (("report.html", "figures, for people"), ("results.json", "all rows, for programs")):
+        console.print(f"{folder / name}  {what}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _compare_exactly(settings: CompareConfig, folder: Path, jobs: int | None, errors: Console, console: Console) -> str:
+    from cautious_imitation.comparison import compare as run
+    from cautious_imitation.comparison.table import summary_caption, summary_tables
+
+    comparison = run(settings, folder, jobs, errors)
     for table in summary_tables(comparison.rows):
         console.print(table)
     console.print(summary_caption(comparison.rows), highlight=False)
-    console.print(f"\n{len(comparison.rows)} policies, {time.monotonic() - began:.0f} s", highlight=False)
-    for name, what in ((REPORT, "figures, for people"), (RESULTS, "all rows, for programs")):
-        console.print(f"{folder / name}  {what}", soft_wrap=True, highlight=False, markup=False)
+    return f"{len(comparison.rows)} policies"
+
+
+def _compare_chats(settings: ChatConfig, folder: Path, jobs: int | None, errors: Console, console: Console) -> str:
+    from cautious_imitation.comparison.chat_run import compare_chats
+    from cautious_imitation.report.chat_table import chat_summary_table
+
+    comparison = compare_chats(settings, folder, jobs, errors)
+    console.print(chat_summary_table(comparison.rows))
+    return f"{len(comparison.curves)} policies"
 
 
 def main() -> None:

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeGuard, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 _T = TypeVar("_T")
+_Model = TypeVar("_Model", bound=BaseModel)
 
 Anchor: TypeAlias = Literal[
     "none",
@@ -40,11 +41,13 @@ NonNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Several: TypeAlias = Annotated[tuple[_T, ...], Field(min_length=1)]
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """A section of settings, in which nothing is unknown and nothing changes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class WorldConfig(_Settings):
+class WorldConfig(Settings):
     """Whose conversations, and how much of them a hypothesis looks at.
 
     Attributes:
@@ -60,7 +63,7 @@ class WorldConfig(_Settings):
     depth: Annotated[int, Field(ge=1, le=4)] = 3
 
 
-class HypothesesConfig(_Settings):
+class HypothesesConfig(Settings):
     """The class that imitators learn: arguments of ``ContextTree``."""
 
     leaf: Literal["profile", "kt"] = "profile"
@@ -68,7 +71,7 @@ class HypothesesConfig(_Settings):
     stop_prob: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
-class GridConfig(_Settings):
+class GridConfig(Settings):
     """A grid of settings; every combination that makes sense is one cell.
 
     Attributes:
@@ -94,7 +97,7 @@ class GridConfig(_Settings):
     seeds: Several[Annotated[int, Field(ge=0)]] = (0,)
 
 
-class CompareConfig(_Settings):
+class CompareConfig(Settings):
     """Everything that ``compare`` does.
 
     Attributes:
@@ -135,20 +138,9 @@ class CompareConfig(_Settings):
             ValueError: if the preset or a key is unknown (the nearest known one is named), a value is out of range, or
                 text does not parse.
         """
-        settings = {"preset": preset, **_preset(preset)}
-        if file is not None:
-            for key, value in _file(Path(file)).items():
-                if key == "preset" and value != preset:
-                    raise ValueError(
-                        f"{file} says preset: {value}, but --preset is {preset!r}; give both the same name"
-                    )
-                below = settings.get(key)
-                lay_over = key != "grids" and isinstance(below, dict) and isinstance(value, dict)
-                settings[key] = {**below, **value} if lay_over and below is not None else value
-        for override in overrides:
-            _assign(settings, override)
+        settings = read_settings(preset, file, overrides)
         if demonstrations is not None:
-            _assign_at(settings, ["world", "demonstrations"], Path(demonstrations))
+            assign(settings, ["world", "demonstrations"], Path(demonstrations))
         return cls.parse(settings)
 
     @classmethod
@@ -158,15 +150,46 @@ class CompareConfig(_Settings):
         Raises:
             ValueError: naming each wrong key with the nearest known one, and each wrong value with what is allowed.
         """
-        try:
-            return cls.model_validate(settings)
-        except ValidationError as error:
-            problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors()]
-            # A list with a wrong entry is also reported as too short.
-            wrong = {problem["loc"] for problem in problems if problem["type"] != "too_short"}
-            inner = {loc[:i] for loc in wrong for i in range(len(loc))}
-            told = [problem for problem in problems if problem["loc"] not in inner]
-            raise ValueError("; ".join(map(_explain, told))) from None
+        return checked(cls, settings)
+
+
+def read_settings(
+    preset: str, file: str | PathLike[str] | None = None, overrides: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Settings of a preset, then those of a YAML file, then ``a.b=c`` overrides; not checked yet.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if there is no such preset, or text does not parse.
+    """
+    settings = {"preset": preset, **_preset(preset)}
+    if file is not None:
+        for key, value in _file(Path(file)).items():
+            if key == "preset" and value != preset:
+                raise ValueError(f"{file} says preset: {value}, but --preset is {preset!r}; give both the same name")
+            below = settings.get(key)
+            lay_over = key != "grids" and isinstance(below, dict) and isinstance(value, dict)
+            settings[key] = {**below, **value} if lay_over and below is not None else value
+    for override in overrides:
+        _assign(settings, override)
+    return settings
+
+
+def checked(model: type[_Model], settings: Mapping[str, Any]) -> _Model:
+    """``settings`` as a ``model``, every key and value checked.
+
+    Raises:
+        ValueError: naming each wrong key with the nearest known one, and each wrong value with what is allowed.
+    """
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors()]
+        # A list with a wrong entry is also reported as too short.
+        wrong = {problem["loc"] for problem in problems if problem["type"] != "too_short"}
+        inner = {loc[:i] for loc in wrong for i in range(len(loc))}
+        told = [problem for problem in problems if problem["loc"] not in inner]
+        raise ValueError("; ".join(_explain(model, problem) for problem in told)) from None
 
 
 def preset_names() -> tuple[str, ...]:
@@ -228,10 +251,10 @@ def _assign(settings: dict[str, Any], override: str) -> None:
     if path[0] == "grids" and len(path) > 2 and isinstance(grids, dict) and path[1] not in grids:
         names = tuple(map(str, grids))
         raise ValueError(f"{key.strip()}: no grid {path[1]!r} (known: {', '.join(names)}){_nearest(path[1], names)}")
-    _assign_at(settings, path, value)
+    assign(settings, path, value)
 
 
-def _assign_at(settings: dict[str, Any], path: list[str], value: Any) -> None:
+def assign(settings: dict[str, Any], path: list[str], value: Any) -> None:
     """Set the value at ``path``; sections on the way are made where there are none."""
     for part in path[:-1]:
         if not isinstance(settings.get(part), dict):
@@ -240,10 +263,10 @@ def _assign_at(settings: dict[str, Any], path: list[str], value: Any) -> None:
     settings[path[-1]] = value
 
 
-def _explain(problem: dict[str, Any]) -> str:
+def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = _known(problem["loc"][:-1])
+        known = _known(model, problem["loc"][:-1])
         return f"{path} is no setting (known: {', '.join(known)}){_nearest(problem['loc'][-1], known)}"
     if problem["type"] == "tuple_type":
         return f"{path} must be a list, got {problem['input']!r}; write [{problem['input']}]"
@@ -253,11 +276,19 @@ def _explain(problem: dict[str, Any]) -> str:
     return f"{path}: {problem['msg']}, got {problem['input']!r}{near}"
 
 
-def _known(path: tuple[int | str, ...]) -> tuple[str, ...]:
+def _known(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[str, ...]:
     """Names of the settings at ``path``."""
-    section = str(path[0]) if path else ""
-    models: dict[str, type[BaseModel]] = {"world": WorldConfig, "hypotheses": HypothesesConfig, "grids": GridConfig}
-    return tuple(models.get(section, CompareConfig).model_fields)
+    section: Any = model
+    for part in path:
+        field = section.model_fields.get(str(part)) if _is_model(section) else None
+        # Sections by names of the user's own, as grids are, have one model for all.
+        section = section if field is None else field.annotation
+        section = next((one for one in (section, *get_args(section)) if _is_model(one)), section)
+    return tuple(section.model_fields) if _is_model(section) else ()
+
+
+def _is_model(value: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(value, type) and issubclass(value, BaseModel)
 
 
 def _nearest(name: Any, known: Iterable[str]) -> str:

@@ -362,7 +362,7 @@ def test_no_trajectory_spends_more_than_the_budget(kind, dtype):
         base = random_base(kind, 100 * step, n, dtype)
         with torch.no_grad():
             decision = head(normal(n, 3, seed=step, dtype=dtype), base, left)
-        outcomes = decision.sample(generator)
+        outcomes = decision.sample(torch.rand(n, generator=generator))
         assert bool((outcomes <= V).all())
         left = left - decision.charge_nats
         assert bool((left >= 0).all())
@@ -375,7 +375,7 @@ def test_no_trajectory_spends_more_than_the_budget(kind, dtype):
     assert torch.equal(broke.charge_nats, torch.zeros(n, dtype=dtype))
     asks = torch.full((n,), 0.0 if kind == "distribution" else 1.0, dtype=dtype)
     assert torch.equal(broke.log_ask.exp(), asks)
-    assert torch.equal(broke.sample(generator) == broke.ask, asks.bool())
+    assert torch.equal(broke.sample(torch.rand(n, generator=generator)) == broke.ask, asks.bool())
 
 
 def test_a_budget_may_be_kept_in_double_precision():
@@ -393,7 +393,7 @@ def test_gradients_are_finite_with_nothing_left():
     for kind in ANCHORS:
         head, base = trained_head(), random_base(kind)
         decision = head(normal(N, 3, seed=1), base, torch.zeros(N, dtype=DOUBLE))
-        outcomes = decision.sample(torch.Generator().manual_seed(0))
+        outcomes = decision.sample(torch.rand(N, generator=torch.Generator().manual_seed(0)))
         (decision.log_prob(outcomes) + decision.entropy() + decision.charge_nats).sum().backward()
         assert all(bool(parameter.grad.isfinite().all()) for parameter in head.parameters())
 
@@ -423,13 +423,22 @@ def test_samples_have_the_probabilities_that_are_said():
             for name in ("log_probs", "log_act", "log_ask", "charge_nats", "spend_nats", "share")
         )
     )
-    outcomes = repeated.sample(torch.Generator().manual_seed(3))
+    uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(3), dtype=DOUBLE)
+    outcomes = repeated.sample(uniforms)
     counts = np.bincount(outcomes, minlength=V + 1)
     p = np.exp([whole.log_prob(torch.full((N,), outcome))[row].item() for outcome in range(V + 1)])
     assert p[V] > 0.1
     assert chisquare(counts, 20_000 * p / p.sum()).pvalue > 1e-3
-    assert torch.equal(outcomes, repeated.sample(torch.Generator().manual_seed(3)))
-    assert not torch.equal(outcomes, repeated.sample(torch.Generator().manual_seed(4)))
+    # An outcome is drawn by its own number, whatever else is drawn with it.
+    assert torch.equal(outcomes.flip(0), repeated.sample(uniforms.flip(0)))
+
+
+def test_impossible_outcomes_are_never_drawn():
+    log_probs = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).log().expand(3, -1)
+    certain = torch.zeros(3)
+    decision = Decision(log_probs, certain, certain - torch.inf, certain, certain, certain)
+    numbers = torch.tensor([0.0, 0.5, 1 - 2.0**-53], dtype=DOUBLE)
+    assert decision.sample(numbers).tolist() == [1, 3, 3]
 
 
 def test_training_finds_the_best_policy_that_the_spend_allows():

@@ -19,7 +19,7 @@ import pytest
 import cautious_imitation
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("types", "atomic_files", "divergences"),
+    ("types", "atomic_files", "divergences", "intervals"),
     ("vector_math", "borrowed_arrays", "ball_kernels", "union_kernels", "batch_kernels", "plausible_sets"),
     ("dialogue_labels", "demonstrations"),
     ("language",),
@@ -31,8 +31,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("environments",),
     ("run_state", "online"),
     ("finetuning",),
+    ("judging",),
     ("report",),
-    ("config",),
+    ("config", "chat_config"),
     ("comparison",),
     ("oracle_commands",),
     ("cli", "__main__"),

@@ -12,7 +12,9 @@ from scipy.optimize import brentq
 
 from cautious_imitation.finetuning.budgeted_mixture import BudgetedMixtureHead, Decision
 from cautious_imitation.finetuning.charged_mixture import ChargedBase
-from cautious_imitation.finetuning.ppo import PPO, Observations, PPOSettings, Step, mlp
+from cautious_imitation.finetuning import rollout
+from cautious_imitation.finetuning.ppo import PPO, PPOSettings, mlp
+from cautious_imitation.finetuning.rollout import Observations, Step
 
 BASE = np.array([0.5, 0.3, 0.15, 0.05])
 REWARDS = np.array([0.1, 0.0, 0.6, 1.0])
@@ -24,6 +26,7 @@ class Bandits:
 
     def __init__(self, n: int, length: int, budget_nats: float, least: float = 0.7, ask_reward: float = 0.0) -> None:
         self.n, self.length, self.budget_nats, self.least = n, length, budget_nats, least
+        self.n_all, self.first = n, 0
         self.rewards = torch.tensor([*REWARDS, ask_reward], dtype=torch.float32)
 
     def begin(self, generator: torch.Generator) -> Observations:
@@ -63,11 +66,17 @@ class Critic(torch.nn.Module):
 
 
 def trainer(
-    length: int = 1, n: int = 512, budget: float = 0.5, seed: int = 0, mass: float = 1.0, **settings: Any
+    length: int = 1,
+    n: int = 512,
+    budget: float = 0.5,
+    seed: int = 0,
+    mass: float = 1.0,
+    least: float = 0.7,
+    **settings: Any,
 ) -> PPO:
     torch.manual_seed(0)
     fast = PPOSettings(**{**FAST.__dict__, **settings})
-    return PPO(Policy(length, mass), Critic(length), Bandits(n, length, budget), fast, seed=seed)
+    return PPO(Policy(length, mass), Critic(length), Bandits(n, length, budget, least), fast, seed=seed)
 
 
 def best_reward(budget: float) -> float:
@@ -117,8 +126,7 @@ def test_it_finds_the_optimum_of_a_bandit(length: int, budget: float, n_updates:
 
 def test_without_the_price_of_a_nat_it_spends_everything_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason why the price is there: what the other test reaches is not reached."""
-    judged = PPO._judged
-    monkeypatch.setattr(PPO, "_judged", lambda self, seen: (judged(self, seen)[0], torch.zeros(len(seen["left_nats"]))))
+    monkeypatch.setattr(rollout, "_slopes", lambda values, left: torch.zeros_like(left))
     made = trainer(3, budget=0.6)
     for _ in range(100):
         made.update()
@@ -136,14 +144,51 @@ def test_where_the_base_cannot_be_paid_for_it_asks() -> None:
     assert report.largest_charge_nats <= 0.2 + 1e-9
 
 
-def test_the_price_is_the_derivative_of_the_value() -> None:
-    made = trainer(3)
-    seen = dict(made.episodes.begin(torch.Generator().manual_seed(0)))
-    _, prices = made._judged(seen)
-    above, below = (
-        made.critic({**seen, "left_nats": seen["left_nats"] + difference}).detach() for difference in (1e-2, -1e-2)
-    )
-    np.testing.assert_allclose(prices, (above - below) / 2e-2, atol=1e-4)
+def adjusted_trainer(**settings: Any) -> PPO:
+    """One whose policy leaves the base, spends about a third a pull and heeds what is left."""
+    made = trainer(3, n=200_000, least=1.0, **settings)
+    with torch.no_grad():
+        made.policy.head.adjustment.bias.copy_(torch.tensor([0.0, 0.0, 2.0, 3.0]))
+        made.policy.head.budget_share.bias.fill_(2.0)
+        made.policy.head.budget_share.weight.copy_(torch.tensor([[0.5, -0.5, 1.0]]))
+    return made
+
+
+@pytest.mark.parametrize("critic", [0.0, 0.3], ids=["critic-of-zeros", "wrong-critic"])
+def test_the_price_is_the_derivative_of_the_value_whatever_the_critic_says(critic: float) -> None:
+    """By differences of exact values: after the first pull, and after the second, which is before the last."""
+    made = adjusted_trainer(trace=1.0)
+    with torch.no_grad():
+        for weights in made.critic.parameters():
+            weights.mul_(critic)
+    prices = made.play(torch.Generator().manual_seed(0)).prices.reshape(-1, 3).double()
+    assert float(prices[:, 2].abs().max()) == 0
+
+    def worth(begin: int, left: float) -> float:
+        total, nats = 0.0, torch.tensor([left], dtype=torch.float64)
+        with torch.no_grad():
+            for t in range(begin, 3):
+                place = torch.nn.functional.one_hot(torch.tensor([t]), 3).float()
+                decision = made.policy({"features": place, "left_nats": nats})
+                total += float(decision.log_probs[0].exp().double() @ torch.tensor(REWARDS))
+                nats = nats - decision.charge_nats
+        return total
+
+    bandits: Any = made.episodes
+    observations = Bandits(1, 3, bandits.budget_nats, least=1.0).begin(torch.Generator())
+    for t in range(2):
+        with torch.no_grad():
+            charge = made.policy(observations).charge_nats
+        assert float(charge) > 0.02
+        left = float(observations["left_nats"] - charge)
+        exact = (worth(t + 1, left + 1e-4) - worth(t + 1, left - 1e-4)) / 2e-4
+        error = float(prices[:, t].std()) / len(prices) ** 0.5
+        assert error < 0.02 * exact
+        assert float(prices[:, t].mean()) == pytest.approx(exact, abs=4 * error)
+        observations = {
+            "features": torch.nn.functional.one_hot(torch.tensor([t + 1]), 3).float(),
+            "left_nats": observations["left_nats"] - charge,
+        }
 
 
 class Unequal(Bandits):
@@ -161,24 +206,27 @@ def test_advantages_are_those_of_a_loop_over_single_episodes() -> None:
     made.episodes = Unequal(8, 4, 0.5)
     with torch.no_grad():
         made.policy.head.adjustment.bias[3] = 2.0
-    played, report = made.play(torch.Generator().manual_seed(0))
+    played = made.play(torch.Generator().manual_seed(0))
+    report = made._report(played)
     assert report["decisions"] == len(played.outcomes) == 2 * (1 + 2 + 3 + 4)
     place = played.observations["features"].argmax(1)
     with torch.no_grad():
         values = made.critic(played.observations)
     rewards = torch.tensor([*REWARDS, 0.0], dtype=torch.float32)[played.outcomes]
-    _, prices = made._judged(played.observations)
-    # Rows come step by step, and within a step episode by episode.
-    rows_of = {i: [] for i in range(8)}
+    left = played.observations["left_nats"].clone().requires_grad_(True)
+    decision = made.policy({**played.observations, "left_nats": left})
+    (of_log_prob,) = torch.autograd.grad(decision.log_prob(played.outcomes).sum(), left, retain_graph=True)
+    (of_charge,) = torch.autograd.grad(decision.charge_nats.sum(), left)
+    # Rows come episode by episode, and within an episode step by step.
+    rows_of: dict[int, list[int]] = {}
     row = 0
-    for t in range(4):
-        for i in range(8):
-            if t < 1 + i % 4:
-                assert place[row] == t
-                rows_of[i].append(row)
-                row += 1
+    for i in range(8):
+        rows_of[i] = list(range(row, row + 1 + i % 4))
+        assert place[rows_of[i]].tolist() == list(range(1 + i % 4))
+        assert played.episodes[rows_of[i]].tolist() == [i] * (1 + i % 4)
+        row += 1 + i % 4
     for rows in rows_of.values():
-        advantage = 0.0
+        advantage = price = 0.0
         for k in reversed(range(len(rows))):
             last = k == len(rows) - 1
             following = 0.0 if last else float(values[rows[k + 1]])
@@ -186,8 +234,8 @@ def test_advantages_are_those_of_a_loop_over_single_episodes() -> None:
             advantage = error + 0.9 * 0.8 * (0.0 if last else advantage)
             assert float(played.advantages[rows[k]]) == pytest.approx(advantage, abs=1e-5)
             assert float(played.returns[rows[k]]) == pytest.approx(advantage + float(values[rows[k]]), abs=1e-5)
-            expected = 0.0 if last else 0.9 * float(prices[rows[k + 1]])
-            assert float(played.prices[rows[k]]) == pytest.approx(expected, abs=1e-6)
+            assert float(played.prices[rows[k]]) == pytest.approx(0.9 * price, abs=1e-5)
+            price = float(of_log_prob[rows[k]]) * advantage + (1 - float(of_charge[rows[k]])) * 0.9 * price
     assert report["reward"] == pytest.approx(float(rewards.sum()) / 8, abs=1e-5)
     with torch.no_grad():
         charges = made.policy(played.observations).charge_nats

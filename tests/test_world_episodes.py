@@ -43,7 +43,7 @@ def world() -> Any:
 def evaluated(made: PPO, world: Any, n: int = 20_000) -> dict[str, Any]:
     """What the policy does with the whole budget, in many episodes."""
     whole = PPO(made.policy, made.critic, WorldEpisodes(world, n, BUDGET, least_share=1.0), FAST)
-    return whole.play(torch.Generator().manual_seed(7))[1]
+    return whole._report(whole.play(torch.Generator().manual_seed(7)))
 
 
 def exact_reward(world: Any, kind: str, budget: float) -> float:
@@ -71,7 +71,7 @@ def test_it_learns_most_of_what_the_exact_solver_finds_and_never_more_than_that(
 
 def test_a_cautious_anchor_is_asked_about_and_questions_cost(world: Any) -> None:
     free, dear = (trainer(world, "pointwise", n=4000, ask_price=price) for price in (0.0, 0.5))
-    played = [made.play(torch.Generator().manual_seed(3))[1] for made in (free, dear)]
+    played = [made._report(made.play(torch.Generator().manual_seed(3))) for made in (free, dear)]
     assert played[0]["questions"] == played[1]["questions"] > 0.5
     assert played[0]["reward"] - played[1]["reward"] == pytest.approx(0.5 * played[0]["questions"], abs=1e-4)
     assert played[0]["largest_charge_nats"] <= BUDGET + 1e-9

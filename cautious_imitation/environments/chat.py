@@ -13,6 +13,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from cautious_imitation.environments.chat_checks import check_count, check_model, checked_budget
 from cautious_imitation.environments.chat_episodes import ChatEpisodes, Progress
 from cautious_imitation.environments.chat_rewards import Reward, score_replies
 from cautious_imitation.environments.transcripts import Transcript
@@ -69,7 +70,7 @@ class ChatEnv(VectorEnv[Observation, IntArray, npt.NDArray[Any]]):
         opening: the chat so far, see ``chat_turns``.
         num_envs: N.
         length: tokens of an episode.
-        budget_nats: what the charges of an episode may come to; infinite for no limit.
+        budget_nats: what the charges of an episode may come to, or ``[num_envs]`` of it; infinite for no limit.
         reward: from the texts of students' replies to numbers in [0, 1]; see ``chat_rewards``.
         teacher: the teacher's role, see ``chat_turns``.
         student: the student's role, see ``chat_turns``.
@@ -113,7 +114,7 @@ class ChatEnv(VectorEnv[Observation, IntArray, npt.NDArray[Any]]):
         *,
         num_envs: int,
         length: int,
-        budget_nats: float,
+        budget_nats: npt.ArrayLike,
         reward: Reward,
         teacher: str | None = None,
         student: str | None = None,
@@ -126,8 +127,8 @@ class ChatEnv(VectorEnv[Observation, IntArray, npt.NDArray[Any]]):
         asker: str = "chat",
         render_mode: str | None = None,
     ) -> None:
-        _check_model(model)
-        _check_count("num_envs", num_envs, 1)
+        check_model(model)
+        check_count("num_envs", num_envs, 1)
         if not (np.isfinite(temperature) and temperature > 0):
             raise ValueError(f"temperature must be positive and finite, got {temperature!r}; 1e-3 is all but certain")
         if not (np.isfinite(ask_price) and ask_price >= 0):
@@ -141,7 +142,7 @@ class ChatEnv(VectorEnv[Observation, IntArray, npt.NDArray[Any]]):
         self.model, self.num_envs, self.render_mode, self.ask_price = model, num_envs, render_mode, ask_price
         turns = chat_turns(model.tokenizer, model.n_symbols, opening, teacher, student)
         self._reward, self._generator, self._n_given = reward, generator, len(turns.opening)
-        self._length, self._budget_nats = self._checked_length(length), _checked_budget(budget_nats)
+        self._length, self._budget_nats = self._checked_length(length), checked_budget(budget_nats, num_envs)
         self._chats = ChatEpisodes(
             model,
             turns,
@@ -190,7 +191,7 @@ class ChatEnv(VectorEnv[Observation, IntArray, npt.NDArray[Any]]):
         if not self._begun and not mask.all():
             raise ValueError("reset_mask must leave none out where no episodes are running; leave it out")
         length = self._checked_length(given.get("length", self._length))
-        budget_nats = _checked_budget(given.get("budget_nats", self._budget_nats))
+        budget_nats = checked_budget(given.get("budget_nats", self._budget_nats), self.num_envs)
         seeds = self._checked_seeds(seed)
         if seeds is not None:
             super().reset(seed=seeds[0])
@@ -267,6 +268,16 @@ class ChatEnv(VectorEnv[Observation, IntArray, npt.NDArray[Any]]):
         self._need_reset()
         # Below zero it is by rounding only; see ChatEpisodes.checked_charges.
         return np.maximum(self._chats.budget_left, 0.0)
+
+    @property
+    def length(self) -> int:
+        """Tokens of an episode."""
+        return self._length
+
+    @property
+    def plays_by_token(self) -> bool:
+        """Whether a step adds one token to every episode."""
+        return not self._chats.plays_on
 
     @property
     def n_forward_passes(self) -> tuple[int, int]:
@@ -349,7 +360,7 @@ class ChatEnv(VectorEnv[Observation, IntArray, npt.NDArray[Any]]):
         return array.astype(np.int64)
 
     def _checked_length(self, length: int) -> int:
-        _check_count("length", length, 1)
+        check_count("length", length, 1)
         window = self.model.max_length
         if window is not None and length > window:
             raise ValueError(f"length must fit into the model's window of {window} tokens, got {length}")
@@ -371,29 +382,10 @@ class ChatEnv(VectorEnv[Observation, IntArray, npt.NDArray[Any]]):
                 first = int(torch.randint(_MAX_SEED, (), generator=self._generator, device=device))
             return [first + row for row in range(self.num_envs)]
         if not isinstance(seed, Sequence):
-            _check_count("seed", seed, 0)
+            check_count("seed", seed, 0)
             return [int(seed) + row for row in range(self.num_envs)]
         if len(seed) != self.num_envs:
             raise ValueError(f"seed must be one number, or {self.num_envs} of them, got {len(seed)}")
         for one in seed:
-            _check_count("seed", one, 0)
+            check_count("seed", one, 0)
         return [int(one) for one in seed]
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, LanguageModel) or model.tokenizer is None:
-        raise ValueError(
-            f"model must be a LanguageModel with its tokenizer, got "
-            f"{'one without' if isinstance(model, LanguageModel) else type(model).__name__}; see load_language_model"
-        )
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-
-
-def _checked_budget(budget_nats: float) -> float:
-    if not budget_nats >= 0:
-        raise ValueError(f"budget_nats must be at least 0, got {budget_nats!r}; infinite sets no limit")
-    return float(budget_nats)

@@ -65,7 +65,7 @@ class ChatEpisodes:
         self.decoder = RowDecoder(model, turns.opening, n_episodes, hidden_layers)
         self.running: list[ChatEpisode] = []
         self._model, self._turns, self._temperature = model, turns, temperature
-        self._oracle, self._asker, self._plays_on = oracle, asker, plays_on
+        self._oracle, self._asker, self.plays_on = oracle, asker, plays_on
         self._vocabulary = as_vocabulary(model.tokenizer)
         self._seeds, self._n_begun = [0] * n_episodes, [0] * n_episodes
 
@@ -73,12 +73,12 @@ class ChatEpisodes:
         """Give each place a seed; its episodes are numbered anew."""
         self._seeds, self._n_begun = list(seeds), [0] * len(seeds)
 
-    def begin(self, rows: Sequence[int], length: int, budget_nats: float) -> None:
-        """Begin episodes anew; all of them the first time."""
+    def begin(self, rows: Sequence[int], length: int, budgets_nats: NDArray[np.float64]) -> None:
+        """Begin episodes anew, all of them the first time; ``budgets_nats [N]`` are those of all places."""
         for row in rows:
             # What a student says depends on nothing but this and what was said to it.
             stream = np.random.default_rng([self._seeds[row], self._n_begun[row]])
-            episode = ChatEpisode(self._turns, length, budget_nats, stream)
+            episode = ChatEpisode(self._turns, length, float(budgets_nats[row]), stream)
             self._n_begun[row] += 1
             if row < len(self.running):
                 self.running[row] = episode
@@ -172,7 +172,7 @@ class ChatEpisodes:
             read = [row for row in added if not self.running[row].over]
             if read:
                 self.decoder.append(read, [added[row][0] for row in read])
-            on = [row for row in read if self._plays_on and self.running[row].plays_on]
+            on = [row for row in read if self.plays_on and self.running[row].plays_on]
             added = self._next(on, tokens)
         self.decoder.drop([row for row, episode in enumerate(self.running) if episode.over])
         return Progress(first, turns)

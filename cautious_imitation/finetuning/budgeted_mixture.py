@@ -64,12 +64,17 @@ class Decision:
         return act * of_actions - _probability_times_log(self.log_act) - _probability_times_log(self.log_ask)
 
     @torch.no_grad()
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw an outcome ``[...]`` at each context: an action in 0..V-1, or V for asking."""
-        probabilities = self.log_probs.exp().reshape(-1, self.ask)
-        actions = torch.multinomial(probabilities, 1, generator=generator).reshape(self.log_act.shape)
-        uniforms = torch.rand(self.log_act.shape, generator=generator, dtype=torch.float64, device=self.log_act.device)
-        return torch.where(uniforms < self.log_act.double().exp(), actions, self.ask)
+    def sample(self, uniforms: Tensor) -> Tensor:
+        """Invert the distribution function at one number in [0, 1) a context, ``[...]``: an action, or V for asking.
+
+        The same number gives the same outcome, whatever else is decided at the same time.
+        """
+        # In double precision: over a vocabulary, rounding in single precision adds up.
+        probabilities = (self.log_act[..., None] + self.log_probs).double().exp_()
+        cumulative = torch.cat([probabilities, self.log_ask.double().exp()[..., None]], dim=-1).cumsum_(-1)
+        # Relative to the total, so that rounding adds no outcome that is impossible.
+        sought = uniforms.double()[..., None] * cumulative[..., -1:]
+        return torch.searchsorted(cumulative, sought, right=True).squeeze(-1)
 
 
 class BudgetedMixtureHead(torch.nn.Module):

@@ -124,18 +124,24 @@ class ExactSolver:
         Args:
             world: the finite world.
             anchor: a base policy, or its references at the agent's states (``world.contexts[world.agent_turn]``).
-            regularizer: budget or penalty, accounting, ask price and ask budget.
+            regularizer: expected budget or penalty, accounting, ask price and ask budget.
             ask_probability: ``[rows]`` forced probability of asking at each of the agent's states; then asking is not
                 the policy's choice.
             may_ask: False for anchors that never ask.
 
         Raises:
             BudgetInfeasible: if no policy meets the budget.
-            ValueError: if accounting ``"outcome"`` meets a set of several references, which has no ask probability, or
-                settings contradict each other: questions forced under ``"forbidden"``, an ask budget with a penalty.
+            ValueError: if the controller is neither ``ExpectedBudget`` nor ``Penalty``, accounting ``"outcome"`` meets
+                a set of several references, which has no ask probability, or settings contradict each other: questions
+                forced under ``"forbidden"``, an ask budget with a penalty.
         """
-        problem = _Problem.build(world, anchor, regularizer, ask_probability, may_ask)
         controller = regularizer.controller
+        if not isinstance(controller, ExpectedBudget | Penalty):
+            raise ValueError(
+                f"controller must be an ExpectedBudget or a Penalty to be solved exactly, got {controller!r}; an "
+                "ExpectedBudget has the multiplier that a Lagrangian looks for"
+            )
+        problem = _Problem.build(world, anchor, regularizer, ask_probability, may_ask)
         if isinstance(controller, Penalty):
             if regularizer.ask_budget is not None:
                 raise ValueError(

@@ -3,8 +3,12 @@
 **The price of a nat.** What is left of the budget is part of the state, and it changes by the exact charge of a
 decision: a function of the policy's parameters, not of the action that was drawn. Policy gradients follow actions only
 and do not see that spending now leaves less for later; alone they learn to spend everything at once. The missing term
-of the gradient is that of the charge, times what the next state would be worth with one nat more. The critic knows it,
-if episodes do not all begin with the same budget: its derivative with respect to what is left.
+of the gradient is that of the charge, times what the next state would be worth with one nat more.
+
+That price is the derivative of a value by what is left, and taken along what was played, by the same theorem as policy
+gradients: a nat more changes what a policy does at once (its score by what is left, times the advantage), and what it
+does not spend at once is left for later. In expectation that is the derivative exactly, whatever the critic says, with
+far less noise than a critic's own derivative has: rewards differ by much more than what a nat is worth.
 
 An update plays whole episodes, all of them from their beginning, and learns from what they were paid. So the state of
 training between two updates is the weights, the optimisers and a number, and a run that is resumed is the run that was
@@ -13,47 +17,23 @@ not interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import torch
 
 from cautious_imitation.finetuning.budgeted_mixture import Decision
+from cautious_imitation.finetuning.processes import gathered, rank, sum_gradients, summed
+from cautious_imitation.finetuning.rollout import Episodes, Played, Weighing, play
 from cautious_imitation.finetuning.training_state import read_training, write_training
+from cautious_imitation.regularizers import Multiplier
 
 Tensor = torch.Tensor
 
-Observations: TypeAlias = Mapping[str, Tensor]
-"""What is known in each of n contexts, tensors ``[n, ...]`` by name; ``left_nats [n]`` among them."""
-
-_OVERSPENT = 1e-6
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one decision in each of n episodes led to.
-
-    Attributes:
-        observations: where the episodes stand now.
-        rewards: ``[n]``, paid since the decision, the price of asking taken off.
-        ended: ``[n]`` booleans, which episodes are over. Those that were over before stay so, and are paid nothing.
-    """
-
-    observations: Observations
-    rewards: Tensor
-    ended: Tensor
-
-
-class Episodes(Protocol):
-    """Episodes that go on side by side, a decision of the agent at a time; they keep the ledger of what is left."""
-
-    def begin(self, generator: torch.Generator) -> Observations:
-        """Start all episodes anew, with budgets that differ, so that the critic can tell what a nat is worth."""
-
-    def step(self, outcomes: Tensor, charges_nats: Tensor) -> Step:
-        """Do ``outcomes [n]``, actions or V for asking, and take ``charges_nats [n]`` off what is left."""
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of episodes, as an ``UpdateReport`` has them."""
 
 
 @dataclass(frozen=True)
@@ -106,24 +86,29 @@ class PPOSettings:
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """What an update saw and did: means over its episodes, unless it says otherwise.
+    """What an update saw and did: means over its episodes, those of all processes, unless it says otherwise.
 
     Attributes:
         update: which one, from 0.
         reward: of an episode.
+        reward_quantiles: of episodes, at ``QUANTILES``.
         charge_nats: of an episode, exact expectations given the states that were visited.
+        charge_quantiles: of episodes, at ``QUANTILES``.
         largest_charge_nats: of any episode.
         questions: of an episode.
         decisions: of all episodes.
         entropy_nats: of a decision.
-        price_of_a_nat: what one nat more would have been worth after a decision, in reward, as the critic says.
+        price_of_a_nat: what one nat more would have been worth after a decision, in reward; under a penalty what one
+            costs.
         divergence_nats: from the policy that played to the one that came out, estimated on what was done.
         clipped: share of decisions whose ratio was outside of the clip in the last epoch.
     """
 
     update: int
     reward: float
+    reward_quantiles: tuple[float, ...]
     charge_nats: float
+    charge_quantiles: tuple[float, ...]
     largest_charge_nats: float
     questions: float
     decisions: int
@@ -133,42 +118,11 @@ class UpdateReport:
     clipped: float
 
 
-@dataclass(frozen=True)
-class _Moment:
-    """One decision in each of n episodes."""
-
-    observations: dict[str, Tensor]
-    outcomes: Tensor
-    log_probs: Tensor
-    values: Tensor
-    prices: Tensor
-    rewards: Tensor
-    running: Tensor
-
-
-@dataclass(frozen=True)
-class Played:
-    """All decisions of all episodes, one a row.
-
-    Attributes:
-        observations: ``[N, ...]`` by name.
-        outcomes: ``[N]``, what was done.
-        log_probs: ``[N]``, its log-probability in nats.
-        advantages: ``[N]``, how much better it went than expected, in reward.
-        returns: ``[N]``, what the critic should have said.
-        prices: ``[N]``, what one nat more would have been worth after the decision, in reward.
-    """
-
-    observations: dict[str, Tensor]
-    outcomes: Tensor
-    log_probs: Tensor
-    advantages: Tensor
-    returns: Tensor
-    prices: Tensor
-
-
 class PPO:
     """Trains a policy and a critic on episodes.
+
+    Where several processes were started together, each plays its own episodes, and all learn the same from all of them:
+    what one process would learn from all, but for the order of sums.
 
     Args:
         policy: a module from ``Observations`` to a ``Decision``, such as one around ``BudgetedMixtureHead``. Its
@@ -176,10 +130,14 @@ class PPO:
         critic: a module from ``Observations`` to the value ``[n]`` of what is still to come.
         episodes: what is played.
         settings: of the optimisation.
+        penalty: what a nat costs in reward, where no budget is kept; it may change from update to update. None: the
+            policy keeps a budget, and a nat costs what it could still buy.
         seed: of episodes and decisions; those of an update depend on the seed and its number only.
+        rows_at_once: decisions that are looked at together while learning: more take more memory, and nothing else
+            changes but the order of sums.
 
     Raises:
-        ValueError: if ``seed`` is negative.
+        ValueError: if ``seed`` is negative or ``rows_at_once`` is not positive.
     """
 
     def __init__(
@@ -189,14 +147,20 @@ class PPO:
         episodes: Episodes,
         settings: PPOSettings | None = None,
         *,
+        penalty: Multiplier | None = None,
         seed: int = 0,
+        rows_at_once: int = 1024,
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed!r}")
+        if rows_at_once < 1:
+            raise ValueError(f"rows_at_once must be at least 1, got {rows_at_once!r}")
         self.policy, self.critic, self.episodes = policy, critic, episodes
         self.settings = PPOSettings() if settings is None else settings
-        self.seed, self.n_updates = seed, 0
-        self.actor_optimizer = torch.optim.Adam(policy.parameters(), self.settings.actor_rate)
+        self.penalty, self.multiplier = penalty, None if penalty is None else penalty.begin()
+        self.seed, self.n_updates, self.rows_at_once = seed, 0, rows_at_once
+        self._actor = [weights for weights in policy.parameters() if weights.requires_grad]
+        self.actor_optimizer = torch.optim.Adam(self._actor, self.settings.actor_rate)
         self.critic_optimizer = torch.optim.Adam(critic.parameters(), self.settings.critic_rate)
 
     def update(self) -> UpdateReport:
@@ -207,66 +171,40 @@ class PPO:
         """
         # A prime apart, so that nearby seeds do not share the numbers of nearby updates.
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.n_updates)
-        played, report = self.play(generator)
-        divergence, clipped = self._learn(played, generator)
+        # How many numbers a process draws while it plays is its own affair; what they learn in, they share.
+        order = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        played = self.play(generator)
+        report = self._report(played)
+        divergence, clipped = self._learn(played, order)
+        if self.penalty is not None and self.multiplier is not None:
+            self.multiplier = self.penalty.after(self.multiplier, report["charge_nats"])
         self.n_updates += 1
         return UpdateReport(**report, divergence_nats=divergence, clipped=clipped)
 
-    def play(self, generator: torch.Generator) -> tuple[Played, dict[str, Any]]:
-        """Play all episodes from their beginning to their end; nothing is learned.
+    def play(self, generator: torch.Generator) -> Played:
+        """Play all episodes from their beginning to their end; nothing is learned. Errors as for ``update``."""
+        weighing = Weighing(self.settings.discount, self.settings.trace, self.multiplier)
+        return play(self.policy, self.critic, self.episodes, generator, weighing)
 
-        Returns:
-            What was played, and what an ``UpdateReport`` says about it.
+    def save(self, path: str | PathLike[str], beside: Mapping[str, Any] | None = None) -> None:
+        """Write all there is to training between two updates to one file, and ``beside`` it what JSON can hold.
 
         Raises:
-            ValueError: as ``update``.
+            OSError: if it cannot be written; what was there stays.
         """
-        with torch.no_grad():
-            observations = self.episodes.begin(generator)
-        n = len(observations["left_nats"])
-        spent, paid, asked = torch.zeros(n, dtype=torch.float64), torch.zeros(n), torch.zeros(n)
-        running = torch.ones(n, dtype=torch.bool)
-        moments: list[_Moment] = []
-        entropy = 0.0
-        while bool(running.any()):
-            # What follows may write over what was observed.
-            here = {name: values.clone() for name, values in observations.items()}
-            values, prices = self._judged(here)
-            with torch.no_grad():
-                decision: Decision = self.policy(here)
-                outcomes = decision.sample(generator)
-                self._check_charge(decision.charge_nats, here["left_nats"], running)
-                charges = torch.where(running, decision.charge_nats, 0.0)
-                step = self.episodes.step(outcomes, charges)
-            if not bool(step.rewards.isfinite().all()):
-                raise ValueError(f"rewards must be numbers, got {float(step.rewards[~step.rewards.isfinite()][0])}")
-            log_probs = decision.log_prob(outcomes)
-            moments.append(_Moment(here, outcomes, log_probs, values, prices, step.rewards, running.clone()))
-            entropy += float(decision.entropy()[running].sum())
-            spent += charges.double()
-            paid += torch.where(running, step.rewards, 0.0)
-            asked += running & (outcomes == decision.ask)
-            running = ~step.ended
-            observations = step.observations
-        played = self._gathered(moments)
-        return played, {
-            "update": self.n_updates,
-            "reward": float(paid.mean()),
-            "charge_nats": float(spent.mean()),
-            "largest_charge_nats": float(spent.max()),
-            "questions": float(asked.mean()),
-            "decisions": len(played.outcomes),
-            "entropy_nats": entropy / len(played.outcomes),
-            "price_of_a_nat": float(played.prices.mean()),
-        }
+        changing = {"n_updates": self.n_updates, "multiplier": self.multiplier, "beside": dict(beside or {})}
+        write_training(path, self._parts(), {**self._fixed(), **changing})
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write all there is to training between two updates to one file; see ``write_training``."""
-        write_training(path, self._parts(), {**self._fixed(), "n_updates": self.n_updates})
+    def load(self, path: str | PathLike[str]) -> dict[str, Any]:
+        """Take up what ``save`` wrote, for the same policy, critic, seed and settings; returns what was ``beside``.
 
-    def load(self, path: str | PathLike[str]) -> None:
-        """Take up what ``save`` wrote, for the same policy, critic, seed and settings; see ``read_training``."""
-        self.n_updates = read_training(path, self._parts(), self._fixed())["n_updates"]
+        Raises:
+            FileNotFoundError, ValueError: as ``read_training``; nothing has changed then.
+        """
+        state = read_training(path, self._parts(), self._fixed())
+        self.n_updates, self.multiplier = state["n_updates"], state["multiplier"]
+        beside: dict[str, Any] = state["beside"]
+        return beside
 
     def _parts(self) -> dict[str, torch.nn.Module | torch.optim.Optimizer]:
         return {
@@ -277,84 +215,95 @@ class PPO:
         }
 
     def _fixed(self) -> dict[str, Any]:
-        return {"seed": self.seed, "settings": asdict(self.settings)}
+        return {
+            "seed": self.seed,
+            "settings": asdict(self.settings),
+            "penalty": None if self.penalty is None else repr(self.penalty),
+        }
 
-    def _judged(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The critic's values ``[n]``, and their derivatives by what is left ``[n]``."""
-        left = observations["left_nats"].detach().clone().requires_grad_(True)
-        values = self.critic({**observations, "left_nats": left})
-        (prices,) = torch.autograd.grad(values.sum(), left)
-        return values.detach(), prices.to(values.dtype)
-
-    def _check_charge(self, charges: Tensor, left: Tensor, running: Tensor) -> None:
-        over = running & (charges > left * (1 + _OVERSPENT) + _OVERSPENT)
-        if bool(over.any()):
-            row = int(over.nonzero()[0])
-            raise ValueError(
-                f"a decision must cost at most the {float(left[row]):.6g} nats that are left, got "
-                f"{float(charges[row]):.6g}; the policy has to keep the budget by itself"
-            )
-
-    def _gathered(self, moments: list[_Moment]) -> Played:
-        """Advantages backwards along each episode; then all decisions that were made, in one row each."""
-        settings = self.settings
-        running = torch.stack([moment.running for moment in moments])
-        values = torch.where(running, torch.stack([moment.values for moment in moments]), 0.0)
-        rewards = torch.where(running, torch.stack([moment.rewards for moment in moments]), 0.0)
-        prices = torch.where(running, torch.stack([moment.prices for moment in moments]), 0.0)
-        nothing = torch.zeros_like(values[:1])
-        # After its end an episode has neither value nor price, so nothing leaks back from there.
-        errors = rewards + settings.discount * torch.cat([values[1:], nothing]) - values
-        advantages, following = torch.zeros_like(values), nothing[0]
-        for t in reversed(range(len(moments))):
-            following = torch.where(running[t], errors[t] + settings.discount * settings.trace * following, 0.0)
-            advantages[t] = following
-        names = moments[0].observations
-        return Played(
-            {name: torch.cat([moment.observations[name][moment.running] for moment in moments]) for name in names},
-            torch.cat([moment.outcomes[moment.running] for moment in moments]),
-            torch.cat([moment.log_probs[moment.running] for moment in moments]),
-            advantages[running],
-            (advantages + values)[running],
-            settings.discount * torch.cat([prices[1:], nothing])[running],
-        )
+    def _report(self, played: Played) -> dict[str, Any]:
+        """What an ``UpdateReport`` says about what was played."""
+        rewards, charged, questions = map(gathered, (played.rewards, played.charged, played.questions))
+        of_decisions = torch.stack([played.entropies.double().sum(), played.prices.double().sum()]).cpu()
+        n = int(summed(torch.tensor(len(played.outcomes))))
+        entropy, price = (summed(of_decisions) / n).tolist()
+        return {
+            "update": self.n_updates,
+            "reward": float(rewards.mean()),
+            "reward_quantiles": _quantiles(rewards),
+            "charge_nats": float(charged.mean()),
+            "charge_quantiles": _quantiles(charged),
+            "largest_charge_nats": float(charged.max()),
+            "questions": float(questions.mean()),
+            "decisions": n,
+            "entropy_nats": entropy,
+            "price_of_a_nat": price,
+        }
 
     def _learn(self, played: Played, generator: torch.Generator) -> tuple[float, float]:
         """Clipped policy gradients and a regression of the returns; divergence and share clipped of the last epoch."""
-        settings, n = self.settings, len(played.outcomes)
-        scale = played.advantages.std(unbiased=False) + 1e-8
-        advantages, prices = (played.advantages - played.advantages.mean()) / scale, played.prices / scale
-        divergence = clipped = 0.0
+        settings = self.settings
+        scale, mean, n = _spread(played.advantages)
+        advantages, prices = (played.advantages - mean) / scale, played.prices / scale
+        begin = int(_counts(len(played.outcomes))[: rank()].sum())
+        told = torch.zeros(2)
         for _ in range(settings.epochs):
             order = torch.randperm(n, generator=generator)
-            divergence = clipped = 0.0
+            told = torch.zeros(2)
             for rows in torch.split(order, settings.minibatch):
-                some = {name: values[rows] for name, values in played.observations.items()}
-                decision: Decision = self.policy(some)
-                log_ratio = decision.log_prob(played.outcomes[rows]) - played.log_probs[rows]
-                ratio = log_ratio.exp()
-                gain = advantages[rows] * ratio
-                held = advantages[rows] * ratio.clamp(1 - settings.clip, 1 + settings.clip)
-                cost = prices[rows] * decision.charge_nats
-                loss = (cost - torch.minimum(gain, held) - settings.entropy * decision.entropy()).mean()
-                _descend(self.actor_optimizer, loss, settings.max_gradient_norm)
-                _descend(
-                    self.critic_optimizer,
-                    (self.critic(some) - played.returns[rows]).square().mean(),
-                    settings.max_gradient_norm,
-                )
-                with torch.no_grad():
-                    share = len(rows) / n
-                    divergence += share * float((ratio - 1 - log_ratio).mean())
-                    clipped += share * float(((ratio - 1).abs() > settings.clip).float().mean())
+                self.actor_optimizer.zero_grad()
+                self.critic_optimizer.zero_grad()
+                for own in self._pieces(rows - begin, len(played.outcomes)):
+                    told += self._add_gradients(played, own, advantages[own], prices[own], len(rows)).cpu() / n
+                _descend(self.actor_optimizer, self._actor, settings.max_gradient_norm)
+                _descend(self.critic_optimizer, list(self.critic.parameters()), settings.max_gradient_norm)
+        divergence, clipped = summed(told).tolist()
         return divergence, clipped
 
+    def _pieces(self, rows: Tensor, n: int) -> Iterator[Tensor]:
+        """Those of ``rows`` that this process has, some at a time."""
+        own = rows[(rows >= 0) & (rows < n)]
+        return iter(torch.split(own, self.rows_at_once)) if len(own) else iter(())
 
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, max_gradient_norm: float) -> None:
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    torch.nn.utils.clip_grad_norm_(parameters, max_gradient_norm)
+    def _add_gradients(self, played: Played, rows: Tensor, advantages: Tensor, prices: Tensor, n: int) -> Tensor:
+        """Add what ``rows`` contribute to the gradients of a mean over n; sums of divergence and of those clipped."""
+        clip = self.settings.clip
+        rows = rows.to(played.outcomes.device)
+        some = {name: values[rows] for name, values in played.observations.items()}
+        decision: Decision = self.policy(some)
+        log_ratio = decision.log_prob(played.outcomes[rows]) - played.log_probs[rows]
+        ratio = log_ratio.exp()
+        gain = torch.minimum(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip))
+        cost = prices * decision.charge_nats
+        loss = (cost - gain - self.settings.entropy * decision.entropy()).sum() / n
+        loss = loss + (self.critic(some) - played.returns[rows]).square().sum() / n
+        loss.backward()
+        with torch.no_grad():
+            return torch.stack([(ratio - 1 - log_ratio).sum(), ((ratio - 1).abs() > clip).sum()])
+
+
+def _counts(n: int) -> Tensor:
+    """How many decisions each process has, by rank."""
+    return gathered(torch.tensor([n]))
+
+
+def _spread(values: Tensor) -> tuple[float, float, int]:
+    """Standard deviation, mean and number of the values of all processes."""
+    here = values.double()
+    n, total = summed(torch.stack([torch.tensor(len(here), dtype=torch.float64), here.sum().cpu()])).tolist()
+    mean = total / n
+    variance = float(summed((here - mean).square().sum().cpu())) / n
+    return variance**0.5 + 1e-8, mean, int(n)
+
+
+def _quantiles(values: Tensor) -> tuple[float, ...]:
+    found: list[float] = values.double().quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+    return tuple(found)
+
+
+def _descend(optimizer: torch.optim.Optimizer, weights: list[torch.nn.Parameter], max_gradient_norm: float) -> None:
+    sum_gradients(weights)
+    torch.nn.utils.clip_grad_norm_(weights, max_gradient_norm)
     optimizer.step()
 
 

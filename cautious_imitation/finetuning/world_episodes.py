@@ -9,7 +9,7 @@ from cautious_imitation.environments.episodes import Episodes
 from cautious_imitation.environments.finite_world import FiniteWorld
 from cautious_imitation.finetuning.budgeted_mixture import BudgetedMixtureHead, Decision
 from cautious_imitation.finetuning.charged_mixture import ChargedBase
-from cautious_imitation.finetuning.ppo import Observations, Step
+from cautious_imitation.finetuning.rollout import Observations, Step
 from cautious_imitation.imitators import BasePolicy, CautiousImitator
 
 Tensor = torch.Tensor
@@ -48,6 +48,7 @@ class WorldEpisodes:
         self.world, self.n, self.budget_nats = world, n, float(budget_nats)
         self.ask_price, self.least_share = float(ask_price), float(least_share)
         self._episodes = Episodes(world, n)
+        self.n_all, self.first = n, 0
 
     def begin(self, generator: torch.Generator) -> Observations:
         """Start all episodes anew and play them up to the agent's first turn."""
@@ -74,7 +75,7 @@ class WorldEpisodes:
 
 
 class _Features(torch.nn.Module):
-    """The symbols that an imitator sees, one by one, what is left of the episode, and of the budget."""
+    """The symbols that an imitator sees and how many are left, as indicators, and what is left of the budget."""
 
     def __init__(self, world: FiniteWorld, budget_nats: float, width: int) -> None:
         super().__init__()
@@ -82,19 +83,23 @@ class _Features(torch.nn.Module):
         context = torch.nn.functional.one_hot(torch.from_numpy(world.contexts), n_symbols).flatten(1).float()
         self.context: Tensor
         self.register_buffer("context", context, persistent=False)
-        self.scale = max(budget_nats, 1e-9)
+        self.scale, self.horizon = max(budget_nats, 1e-9), world.horizon
         self.layers = torch.nn.Sequential(
-            torch.nn.Linear(context.shape[1] + 2, width),
+            torch.nn.Linear(context.shape[1] + 1 + (world.horizon + 1) + 1, width),
             torch.nn.Tanh(),
             torch.nn.Linear(width, width),
             torch.nn.Tanh(),
         )
 
     def forward(self, observations: Observations) -> Tensor:
+        share_left, budget_left = observations["share_left"], observations["left_nats"] / self.scale
+        n_left = (share_left * self.horizon).round().long()
         known = [
             self.context[observations["state"]],
-            observations["share_left"][:, None],
-            (observations["left_nats"] / self.scale)[:, None].float(),
+            share_left[:, None],
+            # The last decision that still pays may spend all that is left; a step earlier that would be a mistake.
+            torch.nn.functional.one_hot(n_left, self.horizon + 1).float(),
+            budget_left[:, None].float(),
         ]
         features: Tensor = self.layers(torch.cat(known, dim=1))
         return features

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -53,6 +54,8 @@ class LanguageModelOracle:
         generator: draws the tokens; None for the likeliest each. The answer to a question depends on the state and the
             question's place in the order of all that were asked, not on which are asked together, as far as predictions
             in a batch are equal to those alone.
+        seed: draws the tokens instead of a generator. The answer to a question then depends on this and on the
+            question's id alone, so a run that is resumed gets the same answers again.
         temperature: logits are divided by it before a token is drawn.
         rows_at_once: how many contexts are read in one forward pass.
         is_demonstrator: whether this model is the demonstrator that is imitated. If not, its answers are help but no
@@ -78,6 +81,7 @@ class LanguageModelOracle:
         tokenizer: Any = None,
         stop_tokens: Collection[int] | None = None,
         generator: torch.Generator | None = None,
+        seed: int | None = None,
         temperature: float = 1.0,
         rows_at_once: int = 16,
         is_demonstrator: bool = False,
@@ -94,8 +98,12 @@ class LanguageModelOracle:
                 raise ValueError(f"{name} must be an integer of at least 1, got {count!r}")
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be positive, got {temperature!r}; generator=None takes the likeliest")
-        if generator is None and temperature != 1.0:
-            raise ValueError(f"temperature={temperature!r} needs a generator to draw with; pass generator=...")
+        if generator is not None and seed is not None:
+            raise ValueError(f"seed must be None where a generator draws, got {seed!r}; pass one of the two")
+        if generator is None and seed is None and temperature != 1.0:
+            raise ValueError(
+                f"temperature={temperature!r} needs a generator to draw with; pass generator=... or seed=..."
+            )
         self._network = getattr(model, "network", model)
         self._tokenizer: Any = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
         n_predicted = int(self._network.get_output_embeddings().weight.shape[0])
@@ -106,7 +114,8 @@ class LanguageModelOracle:
         self._start_token = getattr(model, "start_token", self._start_token)
         self._stop_tokens = self._checked_stops(stop_tokens)
         self._reads, self._max_new_tokens, self._rows_at_once = reads, max_new_tokens, rows_at_once
-        self._generator, self._temperature, self._is_demonstrator = generator, temperature, is_demonstrator
+        self._generator, self._seed = generator, seed
+        self._temperature, self._is_demonstrator = temperature, is_demonstrator
         if reads == "messages":
             self._check_speech()
 
@@ -141,7 +150,7 @@ class LanguageModelOracle:
         tokens = self._written(query) if self._reads == "messages" else self._shared(query)
         room = self._max_new_tokens if self._max_length is None else self._max_length - len(tokens)
         n_actions = self._n_symbols if self._reads == "messages" else query.n_actions
-        return _Row(place, tokens, n_actions, max(0, min(self._max_new_tokens, room)), self._stream())
+        return _Row(place, tokens, n_actions, max(0, min(self._max_new_tokens, room)), self._stream(query))
 
     def _shared(self, query: Query) -> list[int]:
         """The context in tokens, if the asker's actions are the same ones."""
@@ -201,8 +210,11 @@ class LanguageModelOracle:
         said: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return said
 
-    def _stream(self) -> np.random.Generator | None:
+    def _stream(self, query: Query) -> np.random.Generator | None:
         """A source of randomness for one question alone."""
+        if self._seed is not None:
+            digest = sha256(query.id.encode()).digest()
+            return np.random.default_rng([self._seed, int.from_bytes(digest[:16], "little")])
         if self._generator is None:
             return None
         import torch
