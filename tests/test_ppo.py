@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
+from cautious_imitation.finetuning import rollout
 from cautious_imitation.finetuning.budgeted_mixture import BudgetedMixtureHead, Decision
 from cautious_imitation.finetuning.charged_mixture import ChargedBase
-from cautious_imitation.finetuning import rollout
 from cautious_imitation.finetuning.ppo import PPO, PPOSettings, mlp
 from cautious_imitation.finetuning.rollout import Observations, Step
 

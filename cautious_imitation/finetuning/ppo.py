@@ -35,6 +35,9 @@ Tensor = torch.Tensor
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of episodes, as an ``UpdateReport`` has them."""
 
+_MOST_NATS = 20.0
+"""What was done and has become impossible is as far away as this, so that a mean says something about the others."""
+
 
 @dataclass(frozen=True)
 class PPOSettings:
@@ -279,7 +282,8 @@ class PPO:
         loss = loss + (self.critic(some) - played.returns[rows]).square().sum() / n
         loss.backward()
         with torch.no_grad():
-            return torch.stack([(ratio - 1 - log_ratio).sum(), ((ratio - 1).abs() > clip).sum()])
+            apart = ratio - 1 - log_ratio.clamp(min=-_MOST_NATS)
+            return torch.stack([apart.sum(), ((ratio - 1).abs() > clip).sum()])
 
 
 def _counts(n: int) -> Tensor:

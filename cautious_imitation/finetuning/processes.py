@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from os import environ
 from typing import TypeVar
 
 import torch
@@ -13,17 +14,13 @@ _T = TypeVar("_T")
 
 
 def begin_processes() -> None:
-    """Join the processes that were started together, if a launcher started several; a GPU each where there are any.
-
-    Raises:
-        ImportError: if they are several and accelerate is not installed.
-    """
-    from os import environ
-
-    if int(environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        from accelerate import PartialState
-
-        PartialState()
+    """Join the processes that were started together, if a launcher started several; a GPU each where there are any."""
+    if int(environ.get("WORLD_SIZE", "1")) <= 1 or distributed.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(environ.get("LOCAL_RANK", "0")))
+    # Numbers about episodes are on the host wherever the weights are.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def end_processes() -> None:
