@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from cautious_imitation.config import CompareConfig, NonNegative, Positive, Settings, Several, checked, read_settings
+from cautious_imitation.config import (
+    CompareConfig,
+    NonNegative,
+    Positive,
+    Settings,
+    Several,
+    assign,
+    checked,
+    read_settings,
+)
 
 ChatAnchor: TypeAlias = Literal["bayesian", "cautious-pointwise", "cautious-minimax"]
 
@@ -93,6 +102,7 @@ class EpisodesConfig(Settings):
         temperature: of the student.
         hidden_layers: how many of the model's last hidden states policy and critic see.
         reward: ``vader``, or a sequence classifier's hub id or folder.
+        positive: the label whose probability such a classifier pays; None for the one that is called so.
         ask_price: reward that a question costs.
         answer_tokens: the longest answer of a demonstrator.
     """
@@ -106,6 +116,7 @@ class EpisodesConfig(Settings):
     temperature: PositiveFloat = 0.05
     hidden_layers: Positive = 3
     reward: str = "vader"
+    positive: str | None = None
     ask_price: NonNegative = 0.01
     answer_tokens: Positive = 32
 
@@ -188,15 +199,29 @@ class ChatConfig(Settings):
                 f"evaluation.episodes must be a multiple of episodes.parallel, {self.episodes.parallel}, got "
                 f"{self.evaluation.episodes}"
             )
+        longer = self.episodes.longer_length
+        if longer is not None and longer < self.episodes.length:
+            raise ValueError(
+                f"episodes.longer_length must be at least episodes.length, {self.episodes.length}, got {longer}; leave "
+                "it out for twice as long"
+            )
         return self
 
     def small(self) -> ChatConfig:
         """The same from beginning to end in a minute: tiny random weights, few and short episodes, an update a phase.
 
         What it finds means nothing; that it ends shows that model, chats, opening, memory of what goes where, and
-        report fit together.
+        report fit together. Settings that are smaller already stay.
         """
-        episodes = {"length": 96, "longer_length": None, "parallel": 2, "answer_tokens": 8, "reward": "vader"}
+        # The tokenizer of a dry run may take more tokens than the model's for the opening, which has to fit in.
+        length = max(min(self.episodes.length, 96), _most_tokens(self.episodes.opening) + 32)
+        episodes = {
+            "length": length,
+            "longer_length": None,
+            "parallel": 2,
+            "answer_tokens": min(self.episodes.answer_tokens, 8),
+            "reward": "vader",
+        }
         training = {"ramp_updates": 1, "full_updates": 1, "longer_updates": int(self.training.longer_updates > 0)}
         parts: dict[str, Any] = {
             "language": {"dry_run": True, "four_bit": False, "device": None, "dtype": None},
@@ -234,13 +259,10 @@ class ChatConfig(Settings):
         settings = read_settings(preset, file, overrides)
         if demonstrations is not None:
             # Whose chats they are is not known, so nobody can be asked, and no distance measured.
-            settings["demonstrations"] = {
-                **settings.get("demonstrations", {}),
-                "source": str(demonstrations),
-                "demonstrator": None,
-            }
+            assign(settings, ["demonstrations", "source"], str(demonstrations))
+            assign(settings, ["demonstrations", "demonstrator"], None)
         if model is not None:
-            settings["language"] = {**settings.get("language", {}), "source": model}
+            assign(settings, ["language", "source"], model)
         return cls.parse(settings)
 
     @classmethod
@@ -270,6 +292,13 @@ def load_config(
     if model is not None:
         raise ValueError(f"--model is for presets of chats, got {model!r} with --preset {preset}; try chat-tiny")
     return CompareConfig.load(preset, file, overrides, demonstrations)
+
+
+def _most_tokens(opening: str | tuple[dict[str, str], ...]) -> int:
+    """More than an opening takes in the tokenizer that comes with the library, roughly."""
+    said = [opening] if isinstance(opening, str) else [message.get("content", "") for message in opening]
+    # Two letters a token in English, a token a byte in what that tokenizer has never read; eight for a header.
+    return sum(8 + sum(1 if byte > 127 else 0.5 for byte in text.encode()) for text in said).__ceil__()
 
 
 def opening_of(config: ChatConfig) -> str | list[dict[str, str]]:

@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(oracle_app)
 
-_USAGE, _INTERRUPTED = 2, 130
+_OPEN, _USAGE, _INTERRUPTED = 1, 2, 130
 _WIDTH = 80
 """Columns of the narrowest terminal that tables fit."""
 
@@ -94,9 +94,8 @@ def compare(
     folder = out if out is not None else Path("runs") / (f"{preset}-dry-run" if dry_run else preset)
     try:
         _compare(preset, config, list(set_ or ()), model, demonstrations, folder, jobs, dry_run, errors)
-    except (ValueError, OSError) as error:
-        message = Text.assemble(("error: ", "red"), " ".join(str(error).split()))
-        errors.print(message, soft_wrap=True)
+    except (ValueError, OSError, ImportError) as error:
+        _tell(errors, str(error))
         raise typer.Exit(_USAGE) from None
     except KeyboardInterrupt:
         errors.print(f"interrupted; what is done is kept in {folder}, run the same command again to go on")
@@ -144,11 +143,25 @@ def _compare_exactly(settings: CompareConfig, folder: Path, jobs: int | None, er
 
 def _compare_chats(settings: ChatConfig, folder: Path, jobs: int | None, errors: Console, console: Console) -> str:
     from cautious_imitation.comparison.chat_run import compare_chats
+    from cautious_imitation.judging.protocol import JudgementsOpen
     from cautious_imitation.report.chat_table import chat_summary_table
 
-    comparison = compare_chats(settings, folder, jobs, errors)
+    try:
+        comparison = compare_chats(settings, folder, jobs, errors)
+    except JudgementsOpen as still_open:
+        _tell(
+            errors,
+            f"{str(still_open).rpartition('; compare again')[0]}; run the same command again to have the rest judged, "
+            f"all other results are in {folder}",
+        )
+        raise typer.Exit(_OPEN) from None
     console.print(chat_summary_table(comparison.rows))
     return f"{len(comparison.curves)} policies"
+
+
+def _tell(errors: Console, words: str) -> None:
+    """What is wrong, in one line."""
+    errors.print(Text.assemble(("error: ", "red"), " ".join(words.split())), soft_wrap=True)
 
 
 def main() -> None:

@@ -272,7 +272,12 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{path} must be a list, got {problem['input']!r}; write [{problem['input']}]"
     if problem["type"] == "too_short":
         return f"{path} must not be empty, got {problem['input']!r}; leave it out to keep the preset's"
-    near = _nearest(problem["input"], ANCHORS) if "anchors" in problem["loc"] else ""
+    if problem["type"] == "value_error":
+        # Of settings that do not fit together; what is wrong says the message, which names them.
+        return str(problem["ctx"]["error"])
+    # Where only some words are allowed, pydantic lists them in quotation marks.
+    allowed = re.findall("'([^']*)'", problem["ctx"]["expected"]) if problem["type"] == "literal_error" else []
+    near = _nearest(problem["input"], allowed)
     return f"{path}: {problem['msg']}, got {problem['input']!r}{near}"
 
 

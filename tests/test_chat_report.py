@@ -208,7 +208,7 @@ TRAINED = 1
     ("change", "message"),
     [
         ({"anchor": "none"}, "anchor must be one of bayesian, cautious-pointwise, cautious-minimax, got 'none'"),
-        ({"phase": "during"}, "phase must be one of before, after, longer, transfer, got 'during'"),
+        ({"phase": "during"}, "phase must be one of before, after, asking, longer, transfer, got 'during'"),
         ({"budget_nats": float("inf")}, "budget_nats must be a finite number, got inf"),
         ({"charge_nats": -1.0}, "charge_nats must be at least 0, got -1.0"),
         ({"kl_demonstrator_nats": float("nan")}, "kl_demonstrator_nats must be a finite number, got nan"),

@@ -14,17 +14,20 @@ from typing import Any
 import torch
 
 from cautious_imitation.atomic_files import write_text
-from cautious_imitation.chat_config import ChatAnchor, ChatConfig, opening_of
+from cautious_imitation.chat_config import ChatAnchor, ChatConfig, demonstrations_path, opening_of
+from cautious_imitation.comparison.chat_judges import check_judge
 from cautious_imitation.comparison.chat_records import Record, records_of, row_of
 from cautious_imitation.comparison.chat_sources import load_base, load_demonstrations
+from cautious_imitation.demonstrations import read_chats
 from cautious_imitation.environments.chat import ChatEnv
 from cautious_imitation.environments.chat_rewards import Reward, classifier_reward, vader_reward
 from cautious_imitation.finetuning.chat_evaluation import PlayedChat, evaluate_chats
-from cautious_imitation.finetuning.chat_policy import ChatCritic, ChatPolicy
+from cautious_imitation.finetuning.chat_policy import AsksAtRandom, ChatCritic, ChatPolicy
 from cautious_imitation.finetuning.chat_rollouts import ChatRollouts
 from cautious_imitation.finetuning.chat_training import ChatTraining, Point, Schedule
 from cautious_imitation.finetuning.ppo import PPO, PPOSettings
 from cautious_imitation.finetuning.processes import gathered_objects, n_processes, rank
+from cautious_imitation.finetuning.training_state import read_training, write_training
 from cautious_imitation.hypotheses.event_refined import EventRefined
 from cautious_imitation.hypotheses.events import EmptyReplies
 from cautious_imitation.hypotheses.pretrained import build_hypotheses
@@ -34,7 +37,8 @@ from cautious_imitation.oracles.language_model import LanguageModelOracle
 
 _PPO = ("clip", "epochs", "minibatch", "entropy", "max_gradient_norm", "actor_rate", "critic_rate", "trace")
 
-BEFORE, AFTER, TRANSFER, LONGER = "before", "after", "transfer", "longer"
+BEFORE, AFTER, ASKING, TRANSFER, LONGER = "before", "after", "asking", "transfer", "longer"
+_POLICY, _IMITATOR = "policy.safetensors", "imitator"
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class ChatCell:
     @property
     def name(self) -> str:
         """Unique among the cells of an experiment; good for a folder."""
-        return f"{self.anchor}-{self.budget_nats:g}-{self.seed}"
+        return f"{self.anchor}-{str(self.budget_nats).removesuffix('.0')}-{self.seed}"
 
 
 def chat_cells(config: ChatConfig) -> Iterator[ChatCell]:
@@ -91,14 +95,49 @@ class ChatExperiment:
             return self.base
         return load_base(language.model_copy(update={"source": settings.demonstrator, "four_bit": False}))
 
+    def check(self) -> None:
+        """Raise now what would come up in the middle otherwise; nothing is written.
+
+        Raises:
+            OSError: if a model is not here, and the hub cannot be reached.
+            ValueError: if models, demonstrations, opening, lengths, reward or judge are unusable.
+        """
+        check_judge(self.config)
+        path = demonstrations_path(self.config)
+        if path is not None:
+            # A wrong path is told before a large model is loaded.
+            next(read_chats(path), None)
+        episodes, budget = self.config.episodes, self.config.budgets_nats[0]
+        for name, length in (("length", episodes.length), ("longer_length", self.longer_length)):
+            try:
+                self.env(budget, length).close()
+            except ValueError as error:
+                raise ValueError(f"episodes.{name}={length}: {error}") from error
+        if not (self.folder / _IMITATOR / "imitator.json").exists():
+            _ = self.learned
+
+    @property
+    def longer_length(self) -> int:
+        """Tokens of the longer episodes."""
+        return self.config.episodes.longer_length or 2 * self.config.episodes.length
+
+    @property
+    def reference(self) -> LanguageModel:
+        """What automatic judges go by: the demonstrator where it is known, else the base model."""
+        return self.demonstrator or self.base
+
+    @cached_property
+    def learned(self) -> Any:
+        """The demonstrations, in the base model's tokens."""
+        return load_demonstrations(self.config, self.base, self.demonstrator)
+
     @cached_property
     def hypotheses(self) -> Any:
         """The class that both imitators share, with what it has learned."""
-        kept = self.folder / "imitator"
+        kept = self.folder / _IMITATOR
         if (kept / "imitator.json").exists():
             return BayesianImitator.load(kept, model=self.base).hypotheses
-        imitator = self.config.imitator
-        learned = load_demonstrations(self.config, self.base, self.demonstrator)
+        imitator, learned = self.config.imitator, self.learned
         if imitator.events:
             if imitator.hypotheses == "low_rank":
                 language: Any = build_hypotheses("low_rank", self.base, learned, progress=False, **imitator.settings)
@@ -124,11 +163,17 @@ class ChatExperiment:
     @cached_property
     def reward(self) -> Reward:
         """What a student's reply is worth."""
-        name = self.config.episodes.reward
-        return vader_reward() if name == "vader" else classifier_reward(name, device=self.config.language.device)
+        settings = self.config.episodes
+        if settings.reward == "vader":
+            return vader_reward()
+        try:
+            return classifier_reward(settings.reward, positive=settings.positive, device=self.config.language.device)
+        except ValueError as error:
+            named = f"episodes.reward={settings.reward!r} with episodes.positive={settings.positive!r}"
+            raise ValueError(f"{named}: {error}") from error
 
-    def env(self, budget_nats: float) -> ChatEnv:
-        """The chats that are played together in this process."""
+    def env(self, budget_nats: float, length: int | None = None) -> ChatEnv:
+        """The chats that are played together in this process; of the shorter length, if none is given."""
         settings, answering = self.config.episodes, self.demonstrator or self.base
         # Without a demonstrator somebody has to answer; what the base model says is help, and no evidence.
         oracle = LanguageModelOracle(
@@ -147,7 +192,7 @@ class ChatExperiment:
             self.base,
             opening_of(self.config),
             num_envs=settings.parallel // n_processes(),
-            length=settings.length,
+            length=settings.length if length is None else length,
             budget_nats=budget_nats,
             reward=self.reward,
             teacher=settings.teacher,
@@ -168,7 +213,7 @@ class ChatExperiment:
             full=training.full_updates,
             longer=training.longer_updates,
             length=episodes.length,
-            longer_length=episodes.longer_length or 2 * episodes.length,
+            longer_length=self.longer_length,
         )
         env = self.env(cell.budget_nats)
         torch.manual_seed(cell.seed)
@@ -198,11 +243,14 @@ class ChatExperiment:
             ``{"rows": [...], "curve": {...}, "transcripts": [...]}``, as the files of a comparison hold them.
 
         Raises:
-            ValueError: as ``ChatTraining``.
+            ValueError: if what an earlier run left of the cell is damaged; the message says what to remove.
             OSError: if something cannot be written; what was written before stays.
         """
-        training = self.training(cell)
-        training.resume()
+        training, kept = self.training(cell), self.folder / "cells" / cell.name
+        try:
+            training.resume()
+        except ValueError as error:
+            raise ValueError(f"{error}; or {_anew(kept)}") from error
         schedule, settings = training.schedule, self.config.training
         learned = settings.ramp_updates + settings.full_updates
         stages = [
@@ -214,15 +262,24 @@ class ChatExperiment:
             stages.append((LONGER, schedule.updates, schedule.longer_length))
         found = []
         for phase, n_updates, length in stages:
-            path = self.folder / "cells" / cell.name / f"{phase}.json"
+            path = kept / f"{phase}.json"
             if not path.exists():
+                if training.ppo.n_updates > n_updates:
+                    raise ValueError(
+                        f"{path} is missing, and the checkpoint beside it has been trained further, for "
+                        f"{training.ppo.n_updates} updates rather than {n_updates}; {_anew(kept)}"
+                    )
                 training.run(until=n_updates, told=told)
+                if phase == AFTER and rank() == 0:
+                    write_training(path.with_name(_POLICY), {"policy": training.ppo.policy}, {"cell": cell.name})
                 looked = self._looked_at(training, cell, phase, length)
                 if rank() == 0:
                     write_text(path, json.dumps(looked, allow_nan=False) + "\n")
                 found.append(looked)
             else:
-                found.append(json.loads(path.read_text(encoding="utf-8")))
+                found.append(_read(path))
+        # Where all was looked at but the checkpoint is gone, the curve is found once more.
+        training.run(told=told)
         return {
             "rows": [one["row"] for one in found],
             "transcripts": [script for one in found for script in one["transcripts"]],
@@ -234,13 +291,29 @@ class ChatExperiment:
             },
         }
 
-    def _looked_at(self, training: ChatTraining, cell: ChatCell, phase: str, length: int) -> Record:
+    def asking(self, cell: ChatCell, ask_rate: float) -> Record:
+        """The row of a trained policy that asks besides, at random, on ``ask_rate`` of its decisions."""
+        path = self.folder / "cells" / cell.name / f"{ASKING}.json"
+        if not path.exists():
+            training = self.training(cell)
+            read_training(path.with_name(_POLICY), {"policy": training.ppo.policy}, {"cell": cell.name})
+            training.ppo.n_updates = self.config.training.ramp_updates + self.config.training.full_updates
+            policy = AsksAtRandom(training.ppo.policy, ask_rate)
+            looked = self._looked_at(training, cell, ASKING, self.config.episodes.length, policy)
+            if rank() == 0:
+                write_text(path, json.dumps(looked, allow_nan=False) + "\n")
+        row: Record = _read(path)["row"]
+        return row
+
+    def _looked_at(
+        self, training: ChatTraining, cell: ChatCell, phase: str, length: int, policy: torch.nn.Module | None = None
+    ) -> Record:
         training.prepare(cell.budget_nats, length)
         began = time.perf_counter()
         ppo: Any = training.ppo
         chats: list[PlayedChat] = gathered_objects(
             evaluate_chats(
-                ppo.policy,
+                ppo.policy if policy is None else policy,
                 ppo.critic,
                 ppo.episodes,
                 self.config.evaluation.episodes,
@@ -258,6 +331,19 @@ class ChatExperiment:
         row = row_of(name, chats, self.base.tokenizer, updates=ppo.n_updates, seconds=training.seconds)
         kept = records_of(name, chats[: self.config.evaluation.kept], self.base.tokenizer)
         return {"row": {**row, "evaluation_seconds": time.perf_counter() - began}, "transcripts": kept}
+
+
+def _read(path: Path) -> Record:
+    """What was found of a phase."""
+    try:
+        found: Record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {_anew(path.parent)}") from error
+    return found
+
+
+def _anew(kept: Path) -> str:
+    return f"remove {kept} to train this policy anew, which leaves the others as they are"
 
 
 def reply_events(model: LanguageModel, teacher: str | None, memory: int) -> EmptyReplies:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from math import fsum, sqrt
+from operator import and_, eq
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +17,10 @@ from cautious_imitation.judging.complexity import complexity
 from cautious_imitation.types import Actor
 
 Record: TypeAlias = dict[str, Any]
+
+_UNFINISHED = "\ufffd"
+_WINDOW = 8
+"""Tokens before a token that are read with it."""
 
 _ACTORS = [actor.value for actor in Actor]
 
@@ -101,14 +107,34 @@ def _record(name: Mapping[str, Any], number: int, chat: PlayedChat, tokenizer: A
 
 
 def _pieces(tokens: NDArray[np.int64], tokenizer: Any) -> list[str]:
-    """The text of each token; a character that several make together stands with the last of them."""
-    pieces, before = [], ""
-    for n in range(1, len(tokens) + 1):
-        whole: str = tokenizer.decode(tokens[:n].tolist(), clean_up_tokenization_spaces=False)
+    """The text of each token; a character that several make together stands with the last of them.
+
+    Tokens are read with those just before them, since what a token reads as may depend on these, but not with all that
+    came before, which would take a time that grows with the square of the length.
+    """
+    listed = tokens.tolist()
+
+    def read(begin: int, end: int) -> str:
+        text: str = tokenizer.decode(listed[begin:end], clean_up_tokenization_spaces=False)
+        return text
+
+    pieces, shown, begin, breaks = [], "", 0, [0]
+    for n in range(1, len(listed) + 1):
+        whole = read(begin, n)
         # An unfinished character reads as a mark that the next token takes back.
-        done = whole.rstrip("\ufffd") if n < len(tokens) else whole
-        pieces.append(done[len(before) :] if done.startswith(before) else "")
-        before = done if done.startswith(before) else before
+        done = whole if n == len(listed) else whole.rstrip(_UNFINISHED)
+        if done != whole and not done.startswith(shown):
+            pieces.append("")
+            continue
+        same = len(shown) if done.startswith(shown) else sum(accumulate(map(eq, shown, done), and_))
+        pieces.append(done[same:])
+        shown = done
+        if done == whole:
+            if n - begin > _WINDOW:
+                # From a break on, so that no character is cut; the last one, if none is near.
+                begin = next((place for place in breaks if place >= n - _WINDOW), breaks[-1])
+                breaks, shown = [place for place in breaks if place >= begin], read(begin, n)
+            breaks.append(n)
     return pieces
 
 

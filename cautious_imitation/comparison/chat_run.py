@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from multiprocessing import connection
 from os import PathLike, cpu_count
 from pathlib import Path
 from queue import Empty
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any
 
 import torch
@@ -20,11 +24,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cautious_imitation import __version__
 from cautious_imitation.chat_config import ChatConfig
-from cautious_imitation.comparison.chat_experiment import ChatCell, ChatExperiment, chat_cells
+from cautious_imitation.comparison.chat_experiment import AFTER, ChatCell, ChatExperiment, chat_cells
 from cautious_imitation.comparison.chat_judges import judgements
 from cautious_imitation.comparison.chat_records import Record
 from cautious_imitation.comparison.chat_results import ChatComparison
-from cautious_imitation.comparison.run_folder import RunFolder
+from cautious_imitation.comparison.run_folder import RESULTS, SETTINGS, RunFolder
 from cautious_imitation.finetuning.chat_training import Point
 from cautious_imitation.finetuning.processes import begin_processes, end_processes, n_processes, rank
 
@@ -51,7 +55,8 @@ def compare_chats(
     Raises:
         ValueError: if ``out`` holds the results of another comparison or is in use, ``jobs`` is below 1, or model,
             demonstrations or opening are unusable.
-        JudgementsOpen: if the judge has left some pairs open.
+        JudgementsOpen: if the judge has left some pairs open; everything else is in ``out``, and the same call goes on.
+        OSError: if something cannot be read or written, the judge's endpoint refuses, or a process was killed.
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}; it is how many policies are trained at the same time")
@@ -70,74 +75,118 @@ def _compared(config: ChatConfig, path: Path, jobs: int | None, console: Console
     if rank():
         # The first process writes; the others train with it.
         experiment = ChatExperiment(config, path)
-        found = [experiment.solve(cell) for cell in cells]
-        return ChatComparison([row for one in found for row in one["rows"]], settings=settings)
+        rows = [row for cell in cells for row in experiment.solve(cell)["rows"]]
+        return ChatComparison([*rows, *_controls(experiment, cells, rows)], settings=settings)
+    experiment, is_new = ChatExperiment(config, path), not (path / SETTINGS).exists()
+    if is_new:
+        # Whatever is wrong is told before there is a folder that a corrected run would be refused for.
+        _say(console, "reading the model and the demonstrations")
+        experiment.check()
     with RunFolder(path, settings) as folder:
-        experiment = ChatExperiment(config, path)
         missing = [cell for cell in cells if cell.name not in folder.rows]
-        if missing or config.evaluation.pairs:
-            _say(console, "reading the model and learning from the demonstrations")
-            # Once, before other processes want it; and whatever is wrong with them is told before training begins.
-            experiment.env(config.budgets_nats[0]).close()
+        if missing:
+            _say(console, "learning from the demonstrations")
+            if not is_new:
+                experiment.check()
+            # Once, before other processes want it.
             _ = experiment.hypotheses
         updates = config.training.ramp_updates + config.training.full_updates + config.training.longer_updates
         with _progress(console, cells, len(cells) - len(missing), updates) as (told, done):
-            for cell, record in _trained(config, path, missing, jobs, told):
+            for cell, record in _trained(experiment, missing, jobs, told):
                 folder.keep(cell.name, record)
                 done(cell)
         found = [folder.rows[cell.name] for cell in cells]
-        transcripts = [script for one in found for script in one["transcripts"]]
-        verdicts = []
-        if config.evaluation.pairs:
-            _say(console, "comparing transcripts")
-            reference = experiment.demonstrator or experiment.base
-            verdicts = judgements(config, transcripts, reference, path / _VERDICTS)
+        rows = [row for one in found for row in one["rows"]]
         comparison = ChatComparison(
-            [row for one in found for row in one["rows"]],
+            [*rows, *_controls(experiment, cells, rows)],
             [one["curve"] for one in found],
-            transcripts,
-            verdicts,
+            [script for one in found for script in one["transcripts"]],
+            [],
             settings,
         )
-        comparison.save(path)
+        if missing or not (path / RESULTS).exists():
+            # A judge may take long, or be out of reach.
+            comparison.save(path)
+            _say(console, "comparing transcripts")
+        try:
+            for verdict in judgements(config, comparison.transcripts, lambda: experiment.reference, path / _VERDICTS):
+                comparison.judgements.append(verdict)
+        finally:
+            comparison.save(path)
     return comparison
 
 
+def _controls(experiment: ChatExperiment, cells: list[ChatCell], rows: list[Record]) -> list[Record]:
+    """Rows of the Bayesian policies that ask at random, as often as the cautious ones of the same budget and seed do.
+
+    A share of empty replies is to be compared at the same rate of asking, and a Bayesian anchor never asks by itself.
+    """
+    rates: dict[tuple[float, int], float] = {}
+    for row in rows:
+        # The later of the two kinds of caution is the one that asks less.
+        if row["phase"] == AFTER and row["anchor"].startswith("cautious"):
+            rates[row["budget_nats"], row["seed"]] = row["ask_rate"]
+    bayesian = [cell for cell in cells if cell.anchor == "bayesian"]
+    wanted = [(cell, rates.get((cell.budget_nats, cell.seed), 0.0)) for cell in bayesian]
+    return [experiment.asking(cell, rate) for cell, rate in wanted if 0 < rate < 1]
+
+
 def _trained(
-    config: ChatConfig, path: Path, cells: list[ChatCell], jobs: int | None, told: _Told
+    experiment: ChatExperiment, cells: list[ChatCell], jobs: int | None, told: _Told
 ) -> Iterator[tuple[ChatCell, Record]]:
     """Each cell once it is done."""
+    config, path = experiment.config, experiment.folder
     gpu = config.language.device is not None and config.language.device != "cpu"
     at_once = min(jobs or (1 if gpu else cpu_count() or 1), len(cells))
     if at_once <= 1 or n_processes() > 1:
-        experiment = ChatExperiment(config, path)
         for cell in cells:
             yield cell, experiment.solve(cell, partial(told, cell))
         return
     # Threads of one process would share torch's, and a forked process cannot use them at all.
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(at_once, context, _begin) as pool:
-        points = manager.Queue()
-        running: dict[Future[Record], ChatCell] = {
-            pool.submit(_solve, config, path, cell, points): cell for cell in cells
-        }
+    points = context.Queue()
+    with ProcessPoolExecutor(at_once, context, _begin, (points,)) as pool:
+        running: dict[Future[Record], ChatCell] = {pool.submit(_solve, config, path, cell): cell for cell in cells}
         try:
             while running:
                 finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 _tell(points, told)
                 for future in finished:
                     yield running.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                f"a process that trained a policy was killed, as happens when memory runs out, with jobs={at_once}; "
+                "try fewer jobs, what is done is kept"
+            ) from error
         finally:
             for future in running:
                 future.cancel()
 
 
-def _begin() -> None:
+_points: Any = None
+"""Where a process that trains says what it sees."""
+
+
+def _begin(points: Any) -> None:
+    """In each of the processes: one thread, the queue, and an end with the process that waits for the results.
+
+    Whoever is left over when that one is killed would train on, and write beside the run that goes on.
+    """
+    global _points
     torch.set_num_threads(1)
+    _points = points
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    Thread(target=_leave_with, args=(parent.sentinel,), daemon=True).start()
 
 
-def _solve(config: ChatConfig, path: Path, cell: ChatCell, points: Any) -> Record:
-    return ChatExperiment(config, path).solve(cell, lambda point: points.put((cell, point)))
+def _leave_with(parent: int) -> None:
+    connection.wait([parent])
+    os._exit(1)
+
+
+def _solve(config: ChatConfig, path: Path, cell: ChatCell) -> Record:
+    return ChatExperiment(config, path).solve(cell, lambda point: _points.put((cell, point)))
 
 
 def _tell(points: Any, told: _Told) -> None:
@@ -162,8 +211,10 @@ def _settings(config: ChatConfig) -> dict[str, Any]:
 
 
 def _device(config: ChatConfig) -> str:
-    device = torch.device(config.language.device or "cpu")
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    device = config.language.device or "cpu"
+    # Where there is no such device, loading the model says so.
+    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if on_gpu else platform.machine()
 
 
 def _say(console: Console | None, words: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from cautious_imitation.environments.chat import ChatEnv
-from cautious_imitation.finetuning.budgeted_mixture import BudgetedMixtureHead, Decision
+from cautious_imitation.finetuning.budgeted_mixture import BudgetedMixtureHead, Decision, log_complement
 from cautious_imitation.finetuning.charged_mixture import ChargedBase
 from cautious_imitation.finetuning.ppo import mlp
 from cautious_imitation.finetuning.rollout import Observations
@@ -68,6 +70,35 @@ class ChatPolicy(torch.nn.Module):
         base = ChargedBase.of(self.anchor, reading_of(observations))
         decision: Decision = self.head(self.features(observations), base, observations["left_nats"])
         return decision
+
+
+class AsksAtRandom(torch.nn.Module):
+    """A policy that asks on the toss of a coin besides: a control, as dear in questions as one that knows where to ask.
+
+    Args:
+        policy: from observations to a ``Decision``.
+        probability: of asking instead of doing what the policy decides, in [0, 1).
+
+    Raises:
+        ValueError: if the probability is out of range.
+    """
+
+    def __init__(self, policy: torch.nn.Module, probability: float) -> None:
+        super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"probability must be in [0, 1), got {probability!r}")
+        self.policy, self.probability = policy, probability
+
+    def forward(self, observations: Observations) -> Decision:
+        """Decide at ``observations``; what is not done is not charged."""
+        decision: Decision = self.policy(observations)
+        log_act = decision.log_act + math.log1p(-self.probability)
+        return replace(
+            decision,
+            log_act=log_act,
+            log_ask=log_complement(log_act),
+            charge_nats=(1 - self.probability) * decision.charge_nats,
+        )
 
 
 class ChatCritic(torch.nn.Module):

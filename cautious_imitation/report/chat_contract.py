@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 Record: TypeAlias = Mapping[str, Any]
 
-PHASES = ("before", "after", "longer", "transfer")
+PHASES = ("before", "after", "asking", "longer", "transfer")
 """What a policy had been through when it was evaluated, in the order of tables."""
 
 CHAT_ANCHORS = ("bayesian", "cautious-pointwise", "cautious-minimax")

@@ -89,20 +89,24 @@ def pairs_asking_alike(rows: Sequence[Record]) -> tuple[list[Pair], int]:
     """Each trained Bayesian policy with the cautious policy of each kind that asks most nearly as often.
 
     Policies of the same budget come first, as long as their ask rates differ by at most ``ASK_RATE_APART``; of several
-    that ask as often, the one with the same seed. Both have the same phase and length, and replies. The verdict is
+    that ask as often, the one with the same seed. Both have the same phase and length, and replies; a Bayesian policy
+    that was made to ask at random, phase ``asking``, stands for the one that never asks. The verdict is
     ``lower`` or ``higher`` where the intervals of their shares of empty replies are apart, else ``open``.
 
     Returns:
         The pairs whose ask rates differ by at most ``ASK_RATE_APART``, and how many nearest pairs differ by more.
     """
-    usable = [row for row in rows if row["phase"] in TRAINED and row["replies"] and row["ask_rate"] is not None]
+    usable = [row for row in rows if _trained(row) in TRAINED and row["replies"] and row["ask_rate"] is not None]
+    asking = {(row["budget_nats"], row["seed"], row["length"]) for row in usable if row["phase"] == "asking"}
     found, n_apart = [], 0
     for row in (row for row in usable if row["anchor"] == "bayesian"):
+        if row["phase"] == "after" and (row["budget_nats"], row["seed"], row["length"]) in asking:
+            continue
         for anchor in CAUTIOUS:
             others = [
                 other
                 for other in usable
-                if other["anchor"] == anchor and (other["phase"], other["length"]) == (row["phase"], row["length"])
+                if other["anchor"] == anchor and (other["phase"], other["length"]) == (_trained(row), row["length"])
             ]
             if not others:
                 continue
@@ -128,6 +132,11 @@ class Lengthened:
         if abs(difference) <= max(ERRORS * error, TOLERANCE_NATS):
             return "open"
         return "more" if difference > 0 else "less"
+
+
+def _trained(row: Record) -> str:
+    """The phase of training that a policy had been through."""
+    return "after" if row["phase"] == "asking" else str(row["phase"])
 
 
 def lengthened(rows: Sequence[Record], phase: str) -> list[Lengthened]:
