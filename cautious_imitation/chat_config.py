@@ -94,8 +94,9 @@ class EpisodesConfig(Settings):
 
     Attributes:
         opening: the chat so far, as text or messages, up to the teacher's next word.
-        teacher: the teacher's role or name, where the opening is text; see ``ChatEnv``.
-        student: the student's.
+        teacher: the teacher's role; see ``ChatEnv``. None for "assistant", or the name Assistant in a tokenizer without
+            a chat template, as in demonstrations.
+        student: the student's, likewise "user" or User.
         length: tokens of an episode, the opening among them.
         longer_length: tokens of the longer episodes, to which what was learned is carried over; None for twice as many.
         parallel: episodes that are played together: those of an update.
@@ -199,6 +200,9 @@ class ChatConfig(Settings):
                 f"evaluation.episodes must be a multiple of episodes.parallel, {self.episodes.parallel}, got "
                 f"{self.evaluation.episodes}"
             )
+        if self.imitator.hypotheses == "low_rank" and self.imitator.events:
+            # The heads were weighed while they learned; to weigh them again by the same tokens would count these twice.
+            raise ValueError("imitator.events must be false for low_rank, got true; gaussian goes with events")
         longer = self.episodes.longer_length
         if longer is not None and longer < self.episodes.length:
             raise ValueError(
@@ -218,17 +222,18 @@ class ChatConfig(Settings):
         episodes = {
             "length": length,
             "longer_length": None,
-            "parallel": 2,
+            "parallel": (parallel := min(self.episodes.parallel, 2)),
             "answer_tokens": min(self.episodes.answer_tokens, 8),
             "reward": "vader",
         }
-        training = {"ramp_updates": 1, "full_updates": 1, "longer_updates": int(self.training.longer_updates > 0)}
+        phases = ("ramp_updates", "full_updates", "longer_updates")
+        training = {name: min(getattr(self.training, name), 1) for name in phases}
         parts: dict[str, Any] = {
             "language": {"dry_run": True, "four_bit": False, "device": None, "dtype": None},
             "demonstrations": {"n_tokens": min(self.demonstrations.n_tokens, 500)},
             "episodes": episodes,
             "training": {**training, "checkpoint_every": 1},
-            "evaluation": {"episodes": 2, "pairs": min(self.evaluation.pairs, 2), "judge": "automatic"},
+            "evaluation": {"episodes": parallel, "pairs": min(self.evaluation.pairs, 2), "judge": "automatic"},
         }
         settings = self.model_dump()
         return ChatConfig.parse(

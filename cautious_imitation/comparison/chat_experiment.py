@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 import torch
 
 from cautious_imitation.atomic_files import write_text
-from cautious_imitation.chat_config import ChatAnchor, ChatConfig, demonstrations_path, opening_of
+from cautious_imitation.chat_config import ChatAnchor, ChatConfig, demonstrations_path
 from cautious_imitation.comparison.chat_judges import check_judge
 from cautious_imitation.comparison.chat_records import Record, records_of, row_of
-from cautious_imitation.comparison.chat_sources import load_base, load_demonstrations
+from cautious_imitation.comparison.chat_sources import load_base, load_demonstrations, opening_and_names
 from cautious_imitation.demonstrations import read_chats
 from cautious_imitation.environments.chat import ChatEnv
 from cautious_imitation.environments.chat_rewards import Reward, classifier_reward, vader_reward
@@ -30,6 +31,7 @@ from cautious_imitation.finetuning.processes import gathered_objects, n_processe
 from cautious_imitation.finetuning.training_state import read_training, write_training
 from cautious_imitation.hypotheses.event_refined import EventRefined
 from cautious_imitation.hypotheses.events import EmptyReplies
+from cautious_imitation.hypotheses.gaussian_head import GaussianHead
 from cautious_imitation.hypotheses.pretrained import build_hypotheses
 from cautious_imitation.imitators import BasePolicy, BayesianImitator, CautiousImitator
 from cautious_imitation.language.model import LanguageModel
@@ -107,12 +109,16 @@ class ChatExperiment:
         if path is not None:
             # A wrong path is told before a large model is loaded.
             next(read_chats(path), None)
-        episodes, budget = self.config.episodes, self.config.budgets_nats[0]
-        for name, length in (("length", episodes.length), ("longer_length", self.longer_length)):
-            try:
-                self.env(budget, length).close()
-            except ValueError as error:
-                raise ValueError(f"episodes.{name}={length}: {error}") from error
+        budget, imitator = self.config.budgets_nats[0], self.config.imitator
+        self.env(budget).close()
+        try:
+            self.env(budget, self.longer_length).close()
+        except ValueError as error:
+            raise ValueError(f"episodes.longer_length, which is twice episodes.length by default: {error}") from error
+        if imitator.events:
+            reply_events(self.base, self.config.episodes.teacher, imitator.memory)
+        if imitator.hypotheses == "gaussian":
+            self._gaussian_head()
         if not (self.folder / _IMITATOR / "imitator.json").exists():
             _ = self.learned
 
@@ -138,20 +144,23 @@ class ChatExperiment:
         if (kept / "imitator.json").exists():
             return BayesianImitator.load(kept, model=self.base).hypotheses
         imitator, learned = self.config.imitator, self.learned
-        if imitator.events:
-            if imitator.hypotheses == "low_rank":
-                language: Any = build_hypotheses("low_rank", self.base, learned, progress=False, **imitator.settings)
-            else:
-                from cautious_imitation.hypotheses.gaussian_head import GaussianHead
-
-                language = GaussianHead(self.base, **imitator.settings)
-            events = reply_events(self.base, self.config.episodes.teacher, imitator.memory)
-            hypotheses: Any = EventRefined(language, events).fit(learned)
+        if imitator.hypotheses == "gaussian":
+            hypotheses = self._gaussian_head()
         else:
-            hypotheses = build_hypotheses(imitator.hypotheses, self.base, learned, progress=False, **imitator.settings)
+            with _named_settings():
+                hypotheses = build_hypotheses("low_rank", self.base, learned, progress=False, **imitator.settings)
+        if imitator.events:
+            events = reply_events(self.base, self.config.episodes.teacher, imitator.memory)
+            hypotheses = EventRefined(hypotheses, events).fit(learned)
+        elif imitator.hypotheses == "gaussian":
+            hypotheses = hypotheses.fit(learned)
         if rank() == 0:
             BayesianImitator(hypotheses, evidence="demonstrator").save(kept)
         return hypotheses
+
+    def _gaussian_head(self) -> Any:
+        with _named_settings():
+            return GaussianHead(self.base, **self.config.imitator.settings)
 
     def anchor(self, name: ChatAnchor) -> BasePolicy:
         """An imitator; all of them have learned from the demonstrator alone."""
@@ -175,6 +184,7 @@ class ChatExperiment:
     def env(self, budget_nats: float, length: int | None = None) -> ChatEnv:
         """The chats that are played together in this process; of the shorter length, if none is given."""
         settings, answering = self.config.episodes, self.demonstrator or self.base
+        opening, teacher, student = opening_and_names(self.config, self.base.tokenizer)
         # Without a demonstrator somebody has to answer; what the base model says is help, and no evidence.
         oracle = LanguageModelOracle(
             answering,
@@ -190,13 +200,13 @@ class ChatExperiment:
             )
         return ChatEnv(
             self.base,
-            opening_of(self.config),
+            opening,
             num_envs=settings.parallel // n_processes(),
             length=settings.length if length is None else length,
             budget_nats=budget_nats,
             reward=self.reward,
-            teacher=settings.teacher,
-            student=settings.student,
+            teacher=teacher,
+            student=student,
             temperature=settings.temperature,
             hidden_layers=settings.hidden_layers,
             oracle=oracle,
@@ -331,6 +341,15 @@ class ChatExperiment:
         row = row_of(name, chats, self.base.tokenizer, updates=ppo.n_updates, seconds=training.seconds)
         kept = records_of(name, chats[: self.config.evaluation.kept], self.base.tokenizer)
         return {"row": {**row, "evaluation_seconds": time.perf_counter() - began}, "transcripts": kept}
+
+
+@contextmanager
+def _named_settings() -> Iterator[None]:
+    """Errors of what the settings are passed on to, as errors of these."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"imitator.settings: {error}") from error
 
 
 def _read(path: Path) -> Record:

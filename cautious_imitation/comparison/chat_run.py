@@ -146,8 +146,9 @@ def _trained(
     context = multiprocessing.get_context("spawn")
     points = context.Queue()
     with ProcessPoolExecutor(at_once, context, _begin, (points,)) as pool:
-        running: dict[Future[Record], ChatCell] = {pool.submit(_solve, config, path, cell): cell for cell in cells}
+        running: dict[Future[Record], ChatCell] = {}
         try:
+            running |= {pool.submit(_solve, config, path, cell): cell for cell in cells}
             while running:
                 finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 _tell(points, told)

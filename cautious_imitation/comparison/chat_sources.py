@@ -10,8 +10,17 @@ from typing import Any
 
 import torch
 
-from cautious_imitation.chat_config import DEMONSTRATOR, REAL_CHATS, SMALL_GPT, SMOLLM2, ChatConfig, LanguageConfig
+from cautious_imitation.chat_config import (
+    DEMONSTRATOR,
+    REAL_CHATS,
+    SMALL_GPT,
+    SMOLLM2,
+    ChatConfig,
+    LanguageConfig,
+    opening_of,
+)
 from cautious_imitation.demonstrations import Demonstrations
+from cautious_imitation.language.chat_writer import AGENT, OTHER
 from cautious_imitation.language.chats import tokenized_chats
 from cautious_imitation.language.loading import load_language_model
 from cautious_imitation.language.model import LanguageModel
@@ -78,6 +87,21 @@ def load_demonstrations(config: ChatConfig, base: LanguageModel, demonstrator: L
         n += len(whole.sequences[taken])
         taken += 1
     return Demonstrations(whole.sequences[:taken], whole.actors[:taken])
+
+
+def opening_and_names(config: ChatConfig, tokenizer: Any) -> tuple[str | list[dict[str, str]], str | None, str | None]:
+    """The opening, the teacher and the student, as ``ChatEnv`` takes them.
+
+    Without a chat template they are called what demonstrations call them, unless the settings say otherwise: the end of
+    a reply that was learned is then that of the episodes.
+    """
+    opening, teacher, student = opening_of(config), config.episodes.teacher, config.episodes.student
+    if getattr(tokenizer, "chat_template", None) is not None:
+        return opening, teacher, student
+    names = {AGENT: teacher or AGENT.capitalize(), OTHER: student or OTHER.capitalize()}
+    if not isinstance(opening, str):
+        opening = [{**message, "role": names.get(message["role"], message["role"])} for message in opening]
+    return opening, names[AGENT], names[OTHER]
 
 
 def _smollm2() -> str:

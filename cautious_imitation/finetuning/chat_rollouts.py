@@ -57,6 +57,8 @@ class ChatRollouts:
         self.env, self.budget_nats, self.least_share = env, float(budget_nats), float(least_share)
         self.length = env.length
         self.n_all, self.first = env.num_envs * n_processes(), env.num_envs * rank()
+        self._ended = np.zeros(env.num_envs, dtype=np.bool_)
+        self._finished: dict[int, Transcript] = {}
 
     def begin(self, generator: torch.Generator) -> Observations:
         """Start all chats anew."""
@@ -68,7 +70,7 @@ class ChatRollouts:
         budgets = self.budget_nats * shares[own].numpy() if self.budget_nats < float("inf") else self.budget_nats
         observation, _ = self.env.reset(seed=seed + self.first, options={"budget_nats": budgets, "length": self.length})
         self._ended = np.zeros(self.env.num_envs, dtype=np.bool_)
-        self._finished: dict[int, Transcript] = {}
+        self._finished = {}
         return self._seen(observation)
 
     def step(self, outcomes: Tensor, charges_nats: Tensor) -> Step:
@@ -84,7 +86,16 @@ class ChatRollouts:
         )
 
     def transcripts(self) -> tuple[Transcript, ...]:
-        """The chats of this process, once all are over."""
+        """The chats of this process, once all are over.
+
+        Raises:
+            ValueError: if some are not.
+        """
+        if len(self._finished) < self.env.num_envs:
+            raise ValueError(
+                f"transcripts() needs {self.env.num_envs} chats that are over, got {len(self._finished)}; play them to "
+                "their end"
+            )
         return tuple(self._finished[row] for row in range(self.env.num_envs))
 
     def _seen(self, observation: dict[str, np.ndarray]) -> Observations:

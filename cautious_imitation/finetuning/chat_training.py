@@ -145,11 +145,11 @@ class ChatTraining:
             The curve, all of it.
 
         Raises:
-            OSError: if a checkpoint cannot be written; the one before it stays.
+            OSError: if a checkpoint or a log cannot be written; the checkpoint before it stays.
             ValueError: as ``PPO.update``.
         """
         last = self.schedule.updates if until is None else min(until, self.schedule.updates)
-        writer = self._writer()
+        logs = self._begun_logs() if self.ppo.n_updates < last else None
         try:
             for update in range(self.ppo.n_updates, last):
                 self.prepare(self.schedule.budget(update), self.schedule.length_of(update))
@@ -157,15 +157,15 @@ class ChatTraining:
                 point = self._point(self.ppo.update())
                 self.seconds += time.perf_counter() - began
                 self.points.append(point)
-                if writer is not None:
-                    _write(writer, point)
+                if logs is not None:
+                    logs.write(point)
                 if (update + 1) % self._checkpoint_every == 0 or update + 1 == last:
                     self._save()
                 if told is not None:
                     told(point)
         finally:
-            if writer is not None:
-                writer.close()
+            if logs is not None:
+                logs.close()
         return self.points
 
     def prepare(self, budget_nats: float, length: int) -> None:
@@ -202,13 +202,41 @@ class ChatTraining:
         if self.checkpoint is not None and rank() == 0:
             self.ppo.save(self.checkpoint, {"points": self.points, "seconds": self.seconds})
 
-    def _writer(self) -> Any:
+    def _begun_logs(self) -> _Logs | None:
         if self._folder is None or not self._logs or rank():
             return None
-        from tensorboardX import SummaryWriter
+        return _Logs(self._folder / LOGS, self.ppo.n_updates)
 
-        # What was logged after the checkpoint that training goes on from is logged once more.
-        return SummaryWriter(str(self._folder / LOGS), purge_step=self.ppo.n_updates)
+
+class _Logs:
+    """An event file for TensorBoard; what was logged before from update ``first`` on counts no more.
+
+    Written at once, not by a thread: where the disk is full, a thread would end, and training wait for it for ever.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        from tensorboardX import RecordWriter
+
+        folder.mkdir(exist_ok=True)
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        # In the order of names TensorBoard reads them; several may begin in one second.
+        self._file = RecordWriter(str(folder / f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}"))
+        self._add(file_version="brain.Event:2")
+        self._add(step=first, session_log={"status": "START"})
+
+    def write(self, point: Point) -> None:
+        """Add a point; it is on the disk afterwards."""
+        for name, value in _scalars(point).items():
+            self._add(step=point["update"], summary={"value": [{"tag": name, "simple_value": value}]})
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, **event: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._file.write(Event(wall_time=time.time(), **event).SerializeToString())
 
 
 def _total(number: int) -> int:
@@ -218,15 +246,15 @@ def _total(number: int) -> int:
     return int(summed(torch.tensor(number)))
 
 
-def _write(writer: Any, point: Point) -> None:
+def _scalars(point: Point) -> dict[str, float]:
     """Names say what is measured and in which unit."""
-    for name in ("mean_charge_nats", "largest_charge_nats", "budget_nats", "price_of_a_nat", "entropy_nats"):
-        writer.add_scalar(f"nats/{name}", point[name], point["update"])
-    writer.add_scalar("reward/mean_of_an_episode", point["mean_reward"], point["update"])
-    writer.add_scalar("questions/an_update", point["questions"], point["update"])
-    writer.add_scalar("questions/share_of_decisions", point["ask_rate"], point["update"])
-    if point["empty_reply_share"] is not None:
-        writer.add_scalar("replies/share_empty", point["empty_reply_share"], point["update"])
-    writer.add_scalar("ppo/divergence_nats_of_an_update", point["divergence_nats"], point["update"])
-    writer.add_scalar("ppo/share_clipped", point["clipped"], point["update"])
-    writer.flush()
+    nats = ("mean_charge_nats", "largest_charge_nats", "budget_nats", "price_of_a_nat", "entropy_nats")
+    found = {f"nats/{name}": point[name] for name in nats} | {
+        "reward/mean_of_an_episode": point["mean_reward"],
+        "questions/an_update": point["questions"],
+        "questions/share_of_decisions": point["ask_rate"],
+        "replies/share_empty": point["empty_reply_share"],
+        "ppo/divergence_nats_of_an_update": point["divergence_nats"],
+        "ppo/share_clipped": point["clipped"],
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -82,13 +82,14 @@ def training(curve: Curve, beside: Sequence[Curve]) -> Figure:
         axes.set_ylabel(name)
     budgets = [point.budget_nats for point in curve.points]
     charge.plot(updates, budgets, color=INK, linewidth=1.3, linestyle=_DASHES)
-    for place in _phase_starts(curve.points):
+    for number, place in enumerate(_phase_starts(curve.points)):
         for axes in (charge, reward):
             axes.axvline(curve.points[place].update, color=INK, alpha=0.35, linewidth=0.9)
+        # Phases may be short, and their names are not: neighbours stand at two heights.
         charge.annotate(
             _PHASE_WORDS[curve.points[place].phase],
             (curve.points[place].update, 1.0),
-            (2, 3),
+            (2, 3 + (number % 2) * TEXT_POINTS),
             ("data", "axes fraction"),
             textcoords="offset points",
             size=TEXT_POINTS - 1,
