@@ -29,5 +29,7 @@ def checked_budget(budget_nats: ArrayLike, n: int) -> NDArray[np.float64]:
     """The budgets of n episodes, ``[n]`` nats, of one for all or one for each."""
     budgets = np.asarray(budget_nats, dtype=np.float64)
     if budgets.shape not in ((), (n,)) or not (budgets >= 0).all():
-        raise ValueError(f"budget_nats must be at least 0, one or {n}, got {budget_nats!r}; infinite sets no limit")
+        raise ValueError(
+            f"budget_nats must be at least 0, got {budget_nats!r}; give one number or {n}, infinite sets no limit"
+        )
     return np.broadcast_to(budgets, n).copy()
