@@ -34,6 +34,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -229,6 +230,17 @@ def of_ppo(model: LanguageModel, size: Size, n_given: int, epochs: int, *, lora:
     return updates
 
 
+def unquantized(network: Any) -> Any:
+    """The same network without a note that its weights were read from a quantized file: such a one is not written."""
+    if getattr(network.config, "quantization_config", None) is None:
+        return network
+    config = deepcopy(network.config)
+    del config.quantization_config
+    plain = type(network)(config)
+    plain.load_state_dict(network.state_dict())
+    return plain
+
+
 def environment(model: LanguageModel, size: Size) -> ChatEnv:
     """Chats that begin with the opening, token by token."""
     return ChatEnv(
@@ -295,7 +307,7 @@ def main() -> None:
     seen: dict[tuple[str, int], list[Update]] = {}
     with TemporaryDirectory() as folder:
         # TRL loads its reference anew from where the model came from.
-        model.network.save_pretrained(folder)
+        unquantized(model.network).save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
         chosen = contenders(model, Path(folder), size, n_given, arguments.epochs, arguments.search)
         for _ in range(arguments.turns):

@@ -270,3 +270,22 @@ def test_features_are_of_one_size_whatever_the_layers_are() -> None:
     np.testing.assert_allclose(found[:, :-2].reshape(5, layers, width).var(-1, unbiased=False), 1, rtol=1e-2)
     unlimited = ChatFeatures(env, float("inf"))({**seen, "left_nats": torch.full((5,), torch.inf)})
     assert torch.equal(unlimited[:, -1], torch.ones(5))
+
+
+@pytest.mark.parametrize(
+    ("budget_nats", "left_nats", "message"),
+    [
+        (4.0, torch.inf, "left_nats must be finite where budget_nats is 4.0, got inf; give the features and the chats"),
+        (torch.inf, 3.0, "left_nats must be infinite where budget_nats is inf, got 3.0; give the features and the"),
+    ],
+)
+def test_features_of_another_budget_than_that_of_the_chats_are_refused(
+    budget_nats: float, left_nats: float, message: str
+) -> None:
+    ppo: Any = chat_training(None).ppo
+    observations = ppo.episodes.begin(torch.Generator().manual_seed(0))
+    # One chat of several is enough.
+    left = torch.full_like(observations["left_nats"], budget_nats)
+    left[1] = left_nats
+    with pytest.raises(ValueError, match=message):
+        ChatFeatures(ppo.episodes.env, budget_nats)({**observations, "left_nats": left})

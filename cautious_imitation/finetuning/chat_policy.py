@@ -28,6 +28,9 @@ class ChatFeatures(torch.nn.Module):
 
     Attributes:
         width: how many numbers there are.
+
+    Raises:
+        ValueError: if the chats have a budget and the features none, or the other way round.
     """
 
     def __init__(self, env: ChatEnv, budget_nats: float) -> None:
@@ -35,15 +38,25 @@ class ChatFeatures(torch.nn.Module):
         spaces: Any = env.single_observation_space
         layers, width = spaces["hidden"].shape
         self.width = layers * width + 2
-        self._scale = max(budget_nats, 1e-9)
+        self._budget_nats = float(budget_nats)
 
     def forward(self, observations: Observations) -> Tensor:
         """Features ``[n, width]`` in single precision."""
         # Layers differ in size by orders of magnitude, and some have a few channels that are larger than all others.
         hidden = torch.nn.functional.layer_norm(observations["hidden"], observations["hidden"].shape[-1:])
-        # Infinity over infinity is what is left where there is no budget: all of it.
-        left = (observations["left_nats"] / self._scale).nan_to_num(nan=1.0).float()
-        return torch.cat([hidden.flatten(1), observations["share_left"][:, None], left[:, None]], dim=1)
+        share_of_budget = self._share_of_budget(observations["left_nats"]).float()
+        return torch.cat([hidden.flatten(1), observations["share_left"][:, None], share_of_budget[:, None]], dim=1)
+
+    def _share_of_budget(self, left_nats: Tensor) -> Tensor:
+        unlimited = self._budget_nats == float("inf")
+        wrong = left_nats[(left_nats == torch.inf) != unlimited]
+        if len(wrong):
+            raise ValueError(
+                f"left_nats must be {'infinite' if unlimited else 'finite'} where budget_nats is {self._budget_nats}, "
+                f"got {float(wrong[0])}; give the features and the chats the same budget"
+            )
+        # What is left where there is no budget is all of it.
+        return torch.ones_like(left_nats) if unlimited else left_nats / max(self._budget_nats, 1e-9)
 
 
 class ChatPolicy(torch.nn.Module):
