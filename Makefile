@@ -52,7 +52,7 @@ pytest: $(VENV)/dev.stamp ## tests, doctests, and the code blocks of README and 
 	@echo "==> pytest"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) pytest --quiet -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-browser: $(VENV)/dev.stamp ## the web console in Chromium, that on the path or CHROMIUM=...; ARGS="-k phone"
+test-browser: $(VENV)/dev.stamp ## web console and reports in Chromium, that on the path or CHROMIUM=...; ARGS="-k phone"
 	@echo "==> pytest tests/browser"
 	@OMP_NUM_THREADS=1 $(RUN) pytest --quiet tests/browser $(ARGS)
 

@@ -32,7 +32,8 @@ from bayesml import contexttree
 from numpy.typing import NDArray
 from vlmc import VLMC
 
-from cautious_imitation.hypotheses.context_tree import ContextTree, Leaf
+from cautious_imitation.hypotheses.context_tree import ContextTree
+from cautious_imitation.hypotheses.tree_settings import Leaf
 
 ALPHA = exp(-5)
 BLOCK = 1 << 12

@@ -13,14 +13,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cautious_imitation.calibration import Calibration, calibrate_alpha
     from cautious_imitation.certificates import Certificate
     from cautious_imitation.comparison.results import Comparison
     from cautious_imitation.comparison.run import compare
     from cautious_imitation.config import CompareConfig
+    from cautious_imitation.coverage import CoverageReport, check_coverage
     from cautious_imitation.demonstrations import Demonstrations
     from cautious_imitation.finetuning.exact import ExactSolver
     from cautious_imitation.finetuning.harness import finetune
     from cautious_imitation.hypotheses.context_tree import ContextTree
+    from cautious_imitation.hypotheses.dirichlet_tree import DirichletTree
     from cautious_imitation.hypotheses.finite import FiniteHypotheses
     from cautious_imitation.imitators import BasePolicy, BayesianImitator, CautiousImitator
     from cautious_imitation.online import Imitation
@@ -38,13 +41,16 @@ __all__ = [
     "Actor",
     "BasePolicy",
     "BayesianImitator",
+    "Calibration",
     "CautiousImitator",
     "Certificate",
     "CompareConfig",
     "Comparison",
     "ContextTree",
+    "CoverageReport",
     "Decline",
     "Demonstrations",
+    "DirichletTree",
     "ExactSolver",
     "ExpectedBudget",
     "FiniteHypotheses",
@@ -56,6 +62,8 @@ __all__ = [
     "QueryLog",
     "Regularizer",
     "as_oracle",
+    "calibrate_alpha",
+    "check_coverage",
     "compare",
     "finetune",
 ]
@@ -66,13 +74,16 @@ _HOME = {
     "Actor": "types",
     "BasePolicy": "imitators",
     "BayesianImitator": "imitators",
+    "Calibration": "calibration",
     "CautiousImitator": "imitators",
     "Certificate": "certificates",
     "CompareConfig": "config",
     "Comparison": "comparison.results",
     "ContextTree": "hypotheses.context_tree",
+    "CoverageReport": "coverage",
     "Decline": "oracles.protocol",
     "Demonstrations": "demonstrations",
+    "DirichletTree": "hypotheses.dirichlet_tree",
     "ExactSolver": "finetuning.exact",
     "ExpectedBudget": "regularizers",
     "FiniteHypotheses": "hypotheses.finite",
@@ -84,6 +95,8 @@ _HOME = {
     "QueryLog": "oracles.log",
     "Regularizer": "regularizers",
     "as_oracle": "oracles.function",
+    "calibrate_alpha": "calibration",
+    "check_coverage": "coverage",
     "compare": "comparison.run",
     "finetune": "finetuning.harness",
 }

@@ -18,18 +18,23 @@ _MAX_STEPS = 200
 _STEP = 1e-10
 """Newton's last step: its error is about the square of it."""
 _TINY = 1e-300
+_DEEPEST = 745.0
+"""exp(-745) is the smallest double."""
+_LEAST_RADIUS = 1e-12
+"""Smaller balls are taken for one of this radius: below it rounding would take over, and the charge is no less."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def wilson_bound(p: float, radius: float) -> float:
     """The q below p with (p - q)^2 / (2 q (1 - q)) = radius: close to the least q with kl(p, q) <= radius."""
-    return float(p * p / (p + radius + np.sqrt(radius * (radius + 2.0 * p * (1.0 - p)))))
+    return float(p * (p / (p + radius + np.sqrt(radius * (radius + 2.0 * p * (1.0 - p))))))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def least_probability(p: float, radius: float) -> float:
     """Least theta_a over the ball, for an action with centre probability ``p``: the least q with kl(p, q) <= radius."""
-    if p <= 0.0 or radius == np.inf:
+    # kl(p, q) <= radius needs q >= p exp(-radius / p) only, which may be less than the smallest double.
+    if p <= 0.0 or radius > _DEEPEST * p:
         return 0.0
     if radius <= 0.0:
         return p
@@ -80,6 +85,7 @@ def worst_kl_ball(log_p: Floats, p: Floats, radius: float, pi: Floats, ratio: Fl
     ``theta`` and ``ratio``, which is scratch, have room for ``padded(V)`` values.
     """
     n = p.shape[0]
+    radius = max(radius, _LEAST_RADIUS) if radius > 0.0 else 0.0
     if radius <= 0.0:
         total = 0.0
         for a in range(n):
@@ -211,6 +217,7 @@ def best_response_ball(
     ``logits`` and ``weights`` are scratch with room for ``padded(V)`` finite values.
     """
     n = p.shape[0]
+    radius = max(radius, _LEAST_RADIUS) if radius > 0.0 else 0.0
     if radius <= 0.0:
         for a in range(n):
             nu[a] = log_p[a]

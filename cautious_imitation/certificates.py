@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from cautious_imitation.hypotheses.context_tree import ContextTree
 from cautious_imitation.hypotheses.finite import FiniteHypotheses
 from cautious_imitation.imitators import BasePolicy, CautiousImitator
 
@@ -63,7 +64,7 @@ def certify(
         charge_nats: expected charge of an episode with asking free of charge (``Metrics.free_charge_nats``).
         excess_nats: measured excess, where the demonstrator is known.
         demonstrator_prior: prior weight of the demonstrator in a finite class, if it is known to be a member; a proof
-            needs it.
+            needs it. Context trees do without.
         answers_from: who answers the questions.
         dependent_answers: how many questions were answered or declined in a way that may depend on the answer, as
             ``QueryLog.statistics`` and ``Imitation`` count them. A single one, and nothing is proven any more.
@@ -109,11 +110,6 @@ def certify(
         )
     chosen_freely = answers_from == "demonstrator" and not dependent_answers
     delta = _delta(anchor, demonstrator_prior) if chosen_freely else None
-    covered = (
-        f"the demonstrator is one of the hypotheses, with prior weight {demonstrator_prior:.3g}"
-        if delta is not None
-        else "the demonstrator is plausible in every context visited; nothing proves it for this set"
-    )
     return Certificate(
         bound,
         charge_nats,
@@ -124,12 +120,21 @@ def certify(
         answers_from,
         "proven" if delta is not None else "measured",
         (
-            covered,
+            _membership(anchor, demonstrator_prior, delta),
             _independence(dependent_answers),
             help_from,
         ),
         _NOT_PROMISED,
     )
+
+
+def _membership(anchor: CautiousImitator, demonstrator_prior: float | None, delta: float | None) -> str:
+    if delta is None:
+        return "the demonstrator is plausible in every context visited; nothing proves it for this set"
+    if isinstance(anchor.hypotheses, ContextTree):
+        depth = anchor.hypotheses.depth
+        return f"the demonstrator looks at no more than {depth} symbols, and each of its actions is learned once"
+    return f"the demonstrator is one of the hypotheses, with prior weight {demonstrator_prior:.3g}"
 
 
 def _independence(dependent_answers: int) -> str:
@@ -146,10 +151,14 @@ def _independence(dependent_answers: int) -> str:
 def _delta(anchor: CautiousImitator, demonstrator_prior: float | None) -> float | None:
     """Probability of ever losing the demonstrator from the set, where a proof gives one below 1."""
     hypotheses = anchor.hypotheses
-    if demonstrator_prior is None or not isinstance(hypotheses, FiniteHypotheses) or anchor.evidence != "demonstrator":
+    if anchor.evidence != "demonstrator":
+        return None
+    if isinstance(hypotheses, ContextTree):
+        return anchor.alpha if hypotheses.rule == "anytime" and anchor.alpha < 1 else None
+    if demonstrator_prior is None or not isinstance(hypotheses, FiniteHypotheses):
         return None
     if hypotheses.posterior.switching_rate > 0:
         kept = anchor.alpha <= hypotheses.posterior.switching_rate * demonstrator_prior
-        return 0.0 if kept and hypotheses.posterior.rule != "prior" else None
-    delta = anchor.alpha if hypotheses.posterior.rule == "prior" else anchor.alpha / demonstrator_prior
+        return 0.0 if kept and hypotheses.posterior.rule != "anytime" else None
+    delta = anchor.alpha if hypotheses.posterior.rule == "anytime" else anchor.alpha / demonstrator_prior
     return delta if delta < 1 else None

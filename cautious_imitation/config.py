@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeGuard, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -64,11 +64,25 @@ class WorldConfig(Settings):
 
 
 class HypothesesConfig(Settings):
-    """The class that imitators learn: arguments of ``ContextTree``."""
+    """The class that imitators learn.
 
-    leaf: Literal["profile", "kt"] = "profile"
-    complexity: Literal["none", "support", "bic"] = "none"
+    Attributes:
+        kind: ``"dirichlet"``, a ``DirichletTree``, or ``"trees"``, a ``ContextTree``, which has the other settings.
+        leaf, complexity, stop_prob, plausible: arguments of ``ContextTree``.
+    """
+
+    kind: Literal["dirichlet", "trees"] = "dirichlet"
+    leaf: Literal["profile", "kt"] | None = None
+    complexity: Literal["none", "support", "bic"] | None = None
     stop_prob: Annotated[float, Field(gt=0, lt=1)] | None = None
+    plausible: Literal["best", "total", "anytime"] | None = None
+
+    @model_validator(mode="after")
+    def _only_of_trees(self) -> HypothesesConfig:
+        given = [name for name in ("leaf", "complexity", "stop_prob", "plausible") if getattr(self, name) is not None]
+        if self.kind != "trees" and given:
+            raise ValueError(f'hypotheses.kind must be "trees" with hypotheses.{given[0]}, got "{self.kind}"')
+        return self
 
 
 class GridConfig(Settings):
@@ -82,7 +96,7 @@ class GridConfig(Settings):
         deployments: whom the policy talks to.
         horizons: symbols in an episode.
         ask_prices: units of reward that a question costs.
-        log_inverse_alphas: log(1 / alpha) in nats; larger is more cautious.
+        log_inverse_alphas: log(1 / alpha) in nats; larger is more cautious. None for the default of the class.
         seeds: of the sampled demonstrations.
     """
 
@@ -93,7 +107,7 @@ class GridConfig(Settings):
     deployments: Several[Literal["same", "novel"]] = ("same", "novel")
     horizons: Several[Positive] = (64,)
     ask_prices: Several[NonNegative] = (0.05,)
-    log_inverse_alphas: Several[NonNegative] = (5.0,)
+    log_inverse_alphas: Several[NonNegative] | None = None
     seeds: Several[Annotated[int, Field(ge=0)]] = (0,)
 
 

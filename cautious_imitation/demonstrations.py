@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from hashlib import blake2b
 from importlib.resources import files
 from itertools import groupby
 from os import PathLike
@@ -36,6 +37,7 @@ Evidence: TypeAlias = Literal["demonstrator", "all"]
 """Whose actions are learned from: the demonstrator's only, or the imitator's as well. Never the environment's."""
 
 _CODES = {actor: code for code, actor in enumerate(Actor)}
+_SHORTEST_DIGESTED = 16
 _SHAPE = '{"messages": [{"role": ..., "content": ...}, ...]}'
 
 
@@ -199,6 +201,22 @@ def actor_codes(actors: Iterable[Actor | str]) -> NDArray[np.uint8]:
     [0, 2]
     """
     return np.array([_CODES[Actor(actor)] for actor in actors], dtype=np.uint8)
+
+
+def sequence_digests(sequences: Iterable[ArrayLike]) -> dict[int, str]:
+    """Fingerprints of sequences by index, equal for equal symbols; those of fewer than 16 symbols have none.
+
+    Short sequences recur by chance, which says nothing about where they come from.
+
+    >>> sequence_digests([[0, 1], [0, 1] * 8])
+    {1: '6f24316b4f76a091'}
+    """
+    symbols = (_symbols(sequence, index) for index, sequence in enumerate(sequences))
+    return {
+        index: blake2b(s.astype("<i8").tobytes(), digest_size=8).hexdigest()
+        for index, s in enumerate(symbols)
+        if len(s) >= _SHORTEST_DIGESTED
+    }
 
 
 class Message(BaseModel):

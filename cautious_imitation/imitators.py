@@ -15,7 +15,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from cautious_imitation.atomic_files import write_text
-from cautious_imitation.demonstrations import Demonstrations, Evidence
+from cautious_imitation.demonstrations import Demonstrations, Evidence, sequence_digests
 from cautious_imitation.hypotheses import load_hypotheses
 from cautious_imitation.hypotheses.base import Hypotheses, check_alpha
 from cautious_imitation.oracles.function import Answerer, as_oracle
@@ -70,6 +70,8 @@ class _Imitator(BasePolicy):
     """What both imitators share: a hypothesis class, an evidence rule, an oracle, acting and learning."""
 
     default_evidence: ClassVar[Evidence]
+    learned_digests: frozenset[str] = frozenset()
+    """Of the sequences that ``fit`` has learned from, see ``sequence_digests``."""
 
     def __init__(
         self,
@@ -131,7 +133,10 @@ class _Imitator(BasePolicy):
 
     def fit(self, demonstrations: Demonstrations | Iterable[Array]) -> Any:
         """Learn from recorded behaviour under the evidence rule; returns self."""
+        demonstrations = demonstrations if isinstance(demonstrations, Demonstrations) else list(demonstrations)
         self.hypotheses.fit(demonstrations, evidence=self.evidence)
+        sequences = demonstrations.sequences if isinstance(demonstrations, Demonstrations) else demonstrations
+        self.learned_digests |= frozenset(sequence_digests(sequences).values())
         return self
 
     def act(
@@ -212,7 +217,8 @@ class _Imitator(BasePolicy):
         folder.mkdir(parents=True, exist_ok=True)
         self.hypotheses.save(folder / "hypotheses")
         settings = {"schema": _SCHEMA, "imitator": type(self).__name__, "hypotheses": type(self.hypotheses).__name__}
-        write_text(folder / "imitator.json", json.dumps({**settings, **self._settings()}, indent=1) + "\n")
+        settings |= {**self._settings(), "learned_digests": sorted(self.learned_digests)}
+        write_text(folder / "imitator.json", json.dumps(settings, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | PathLike[str], oracle: Answerer | None = None, model: Any = None) -> Any:
@@ -238,7 +244,10 @@ class _Imitator(BasePolicy):
             raise ValueError(f"{path} holds a {kind}, not a {cls.__name__}; use {kind}.load")
         model = None if model is None else _loaded(model)
         hypotheses = load_hypotheses(settings.pop("hypotheses"), Path(folder) / "hypotheses", model)
-        return cls(hypotheses, oracle=oracle, **settings)
+        learned = settings.pop("learned_digests", ())
+        imitator = cls(hypotheses, oracle=oracle, **settings)
+        imitator.learned_digests = frozenset(learned)
+        return imitator
 
     def _settings(self) -> dict[str, Any]:
         return {"evidence": self.evidence}
@@ -250,7 +259,7 @@ def check_after_decline(after_decline: AfterDecline) -> None:
         raise ValueError(f'after_decline must be "stop" or "act", got {after_decline!r}')
 
 
-_NOTHING: Any = SimpleNamespace(n_symbols=0)
+_NOTHING: Any = SimpleNamespace(n_symbols=0, default_alpha=1.0)
 """Stands for hypotheses where only an imitator's own settings are to be checked."""
 
 
@@ -296,9 +305,10 @@ class CautiousImitator(_Imitator):
 
     Args:
         hypotheses: the class, with its posterior.
-        alpha: plausibility level in (0, 1]; smaller is more cautious.
-        caution: what a fine-tuned policy is charged: ``"pointwise"``, KL to the plausible minimum, or ``"minimax"``,
-            the largest KL to any plausible hypothesis, which is never more and bounds the same thing.
+        alpha: plausibility level in (0, 1]; smaller is more cautious. Default: that of the class, see
+            ``Hypotheses.default_alpha``; ``calibrate_alpha`` finds one for your data.
+        caution: what a fine-tuned policy is charged: ``"minimax"`` (default), the largest KL to any plausible
+            hypothesis, or ``"pointwise"``, KL to the plausible minimum, which is never less and bounds the same thing.
         oracle: answers questions: a function from a ``Query`` to an action, or whatever else ``as_oracle`` takes.
             Without one ``act`` raises ``HelpNeeded``.
         evidence: ``"demonstrator"`` (default: only the demonstrator's actions, answers included) or ``"all"``.
@@ -321,8 +331,8 @@ class CautiousImitator(_Imitator):
     def __init__(
         self,
         hypotheses: Hypotheses,
-        alpha: float,
-        caution: Caution = "pointwise",
+        alpha: float | None = None,
+        caution: Caution = "minimax",
         *,
         oracle: Answerer | None = None,
         evidence: Evidence | None = None,
@@ -331,7 +341,7 @@ class CautiousImitator(_Imitator):
         super().__init__(hypotheses, oracle=oracle, evidence=evidence, vocabulary=vocabulary)
         if caution not in get_args(Caution):
             raise ValueError(f"caution must be one of {', '.join(get_args(Caution))}, got {caution!r}")
-        self.alpha = check_alpha(alpha)
+        self.alpha = check_alpha(hypotheses.default_alpha if alpha is None else alpha)
         self.caution: Caution = caution
 
     def predict(self, context: Array) -> Prediction:

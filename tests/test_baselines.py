@@ -62,6 +62,21 @@ def test_compare_speed_passes_on_what_compare_says() -> None:
     assert "preset must be one of" in run.stderr
 
 
+def test_frontier(tmp_path: Path) -> None:
+    size = ["--numbers", "300", "--seeds", "2", "--horizon", "4", "--out", str(tmp_path)]
+    found = figures("frontier", *size)
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    rows = {(row["class"], row["anchor"], row["deployment"]): row for row in found["rows"]}
+    assert len(rows) == 2 * (3 + 3 + 2)
+    for (name, anchor, deployment), row in rows.items():
+        assert 0 <= row["ask_rate"] <= 1
+        if anchor == "cautious-pointwise" and name != "DirichletTree":
+            assert rows[name, "cautious-minimax", deployment]["ask_rate"] <= row["ask_rate"] + 1e-6
+    assert {row["class"] for row in found["coverage"]} == {name for name, _, _ in rows}
+    assert all(row["uncovered"] == 0 for row in found["coverage"] if row["class"] == "ContextTree, anytime")
+    assert figures("frontier", *size) == found, "a second run reads what the first one wrote"
+
+
 def test_solver_speed() -> None:
     found = figures("solver_speed", "--horizon", "8", "--demonstrations", "500", "--depth", "2", "--repeats", "1")
     assert [(row["world"], row["caution"]) for row in found["rows"]] == [

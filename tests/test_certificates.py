@@ -16,18 +16,18 @@ COINS = [np.log([0.5, 0.5]), np.log([0.9, 0.1]), np.log([0.2, 0.8])]
 
 
 def cautious(alpha: float = 0.02, evidence: Any = None, **options: Any) -> CautiousImitator:
-    return CautiousImitator(FiniteHypotheses(COINS, **options), alpha, evidence=evidence)
+    return CautiousImitator(FiniteHypotheses(COINS, **options), alpha, "pointwise", evidence=evidence)
 
 
 @pytest.mark.parametrize(
     ("options", "alpha", "prior", "delta"),
     [
         ({}, 0.02, 0.5, 0.04),
-        ({"rule": "cumulative"}, 0.02, 0.25, 0.08),
-        ({"rule": "prior"}, 0.02, 0.5, 0.02),
+        ({"plausible": "cumulative"}, 0.02, 0.25, 0.08),
+        ({"plausible": "anytime"}, 0.02, 0.5, 0.02),
         ({"temperature": 0.5}, 0.02, 0.5, 0.04),
         ({"switching_rate": 0.1}, 0.05, 0.5, 0.0),
-        ({"switching_rate": 0.1, "rule": "cumulative"}, 0.01, 0.5, 0.0),
+        ({"switching_rate": 0.1, "plausible": "cumulative"}, 0.01, 0.5, 0.0),
     ],
 )
 def test_a_finite_class_that_holds_the_demonstrator_is_a_proof(
@@ -49,12 +49,12 @@ def test_a_finite_class_that_holds_the_demonstrator_is_a_proof(
         ({}, 0.02, None),
         ({}, 0.6, 0.5),
         ({}, 0.5, 0.5),
-        ({"rule": "prior"}, 1.0, 0.5),
+        ({"plausible": "anytime"}, 1.0, 0.5),
         ({"switching_rate": 0.1}, 0.051, 0.5),
-        ({"switching_rate": 0.1, "rule": "prior"}, 0.01, 0.5),
+        ({"switching_rate": 0.1, "plausible": "anytime"}, 0.01, 0.5),
         ({"evidence": "all"}, 0.02, 0.5),
     ],
-    ids=["not a member", "alpha above w0", "alpha = w0", "alpha = 1", "alpha above s w0", "prior, switching", "all"],
+    ids=["not a member", "alpha above w0", "alpha = w0", "alpha = 1", "alpha above s w0", "anytime, switching", "all"],
 )
 def test_what_nothing_proves_is_called_measured(options: dict[str, Any], alpha: float, prior: float | None) -> None:
     certificate = certify(cautious(alpha, **options), 1.5, demonstrator_prior=prior)
@@ -62,7 +62,7 @@ def test_what_nothing_proves_is_called_measured(options: dict[str, Any], alpha: 
     assert any("nothing proves it" in line for line in certificate.assumes)
 
 
-def test_a_context_tree_is_never_a_proof() -> None:
+def test_a_context_tree_is_no_proof_by_the_ordinary_rules() -> None:
     anchor = CautiousImitator(ContextTree(2, depth=1), 0.01, "minimax")
     certificate = certify(anchor, 1.0, excess_nats=0.25, demonstrator_prior=0.5)
     assert (certificate.status, certificate.delta) == ("measured", None)

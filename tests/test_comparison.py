@@ -98,7 +98,7 @@ def test_default_preset_sweeps_cross_in_one_cell() -> None:
     listed = set(cells(CompareConfig.load()))
     for anchor in ("cautious-pointwise", "cautious-minimax"):
         for deployment in ("same", "novel"):
-            common = Cell(anchor, 5.0, "free", 10.0, 10_000, deployment, 64, 0.05, 0)  # type: ignore[arg-type]
+            common = Cell(anchor, 2.5, "free", 10.0, 10_000, deployment, 64, 0.05, 0)  # type: ignore[arg-type]
             assert common in listed
             for key, least in (("budget_nats", 5), ("n_demonstrations", 5), ("horizon", 3), ("ask_price", 3)):
                 along = [c for c in listed if replace(c, **{key: getattr(common, key)}) == common]

@@ -49,12 +49,17 @@ def test_numbers_may_be_written_with_an_exponent() -> None:
 
 def test_file_is_laid_over_the_preset_and_its_grids_replace(tmp_path: Path) -> None:
     path = written(tmp_path, "world: {depth: 2}\ngrids: {mine: {seeds: [7]}}\n")
-    config = CompareConfig.load(file=path, overrides=["hypotheses.complexity=bic"])
+    config = CompareConfig.load(file=path, overrides=["hypotheses={kind: trees, complexity: bic}"])
     assert (config.world.depth, config.world.agent_role) == (2, "assistant")
     assert list(config.grids) == ["mine"]
     assert config.hypotheses.complexity == "bic"
     only_depth = CompareConfig.load(file=written(tmp_path, "world: {depth: 2}"))
     assert only_depth.grids == CompareConfig.load().grids
+
+
+def test_settings_of_trees_need_trees() -> None:
+    with pytest.raises(ValueError, match=r'hypotheses.kind must be "trees" with hypotheses.leaf, got "dirichlet"'):
+        CompareConfig.load(overrides=["hypotheses.leaf=kt"])
 
 
 def test_what_a_config_says_can_be_loaded_again(tmp_path: Path) -> None:

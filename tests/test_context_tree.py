@@ -46,7 +46,8 @@ def test_fit_update_and_prequential_learn_the_same(leaf, complexity):
 
 
 @pytest.mark.parametrize(
-    ("leaf", "complexity", "rule"), [*((*leaf, "best") for leaf in LEAVES), ("kt", "none", "total")]
+    ("leaf", "complexity", "rule"),
+    [*((*leaf, "best") for leaf in LEAVES), ("kt", "none", "total"), ("profile", "none", "anytime")],
 )
 def test_prequential_predicts_from_the_prefix(leaf, complexity, rule):
     rng = np.random.default_rng(2)
@@ -171,6 +172,7 @@ def test_questions_change_nothing(leaf, complexity, tmp_path):
         {"leaf": "kt", "plausible": "total", "stop_prob": 0.3},
         {"complexity": "support", "start_symbol": 2, "n_context_symbols": 9},
         {"complexity": "bic"},
+        {"plausible": "anytime"},
     ],
 )
 def test_save_and_load_keep_everything_bit_for_bit(settings, tmp_path):
@@ -224,9 +226,11 @@ def test_loading_what_is_not_there_or_from_another_version(tmp_path: Path):
         ({"stop_prob": float("nan")}, "stop_prob .* got nan"),
         ({"leaf": "laplace"}, "leaf must be one of profile, kt, got 'laplace'"),
         ({"complexity": "aic"}, "complexity must be one of none, support, bic, got 'aic'"),
-        ({"plausible": "cumulative"}, "plausible must be one of best, total, got 'cumulative'"),
+        ({"plausible": "cumulative"}, "plausible must be one of best, total, anytime, got 'cumulative'"),
         ({"leaf": "kt", "complexity": "bic"}, "complexity must be .* got 'bic'"),
-        ({"plausible": "total"}, 'plausible must be "best" .* got "total"'),
+        ({"plausible": "total"}, 'plausible must be "best" or "anytime" .* got "total"'),
+        ({"plausible": "anytime", "leaf": "kt"}, 'leaf must be "profile" .* got "kt"'),
+        ({"plausible": "anytime", "complexity": "bic"}, """complexity must be "none" .* got 'bic'"""),
     ],
 )
 def test_bad_settings_name_the_argument_the_value_and_the_remedy(settings, message):

@@ -21,7 +21,7 @@ from cautious_imitation.hypotheses.finite import FiniteHypotheses
 Floats = NDArray[np.float64]
 
 K, V = 4, 3
-RULES = ("best", "cumulative", "prior")
+RULES = ("best", "cumulative", "anytime")
 ALPHAS = (1.0, 0.7, 0.2, 1e-3, 1e-12)
 
 
@@ -53,7 +53,7 @@ def brute_force_weights(
 def brute_force_plausible(weights: Floats, prior: Floats, rule: str, alpha: float) -> list[bool]:
     if rule == "best":
         return [bool(w >= alpha * weights.max() * (1 - 1e-12)) for w in weights]
-    if rule == "prior":
+    if rule == "anytime":
         return [bool(w >= alpha * p * (1 - 1e-9)) for w, p in zip(weights, prior, strict=True)]
     before = [[v for j, v in enumerate(weights) if (-v, j) <= (-w, i)] for i, w in enumerate(weights)]
     return [bool(w >= alpha * sum(seen) * (1 - 1e-12)) for w, seen in zip(weights, before, strict=True)]
@@ -72,7 +72,7 @@ def learned_class(draw: st.DrawFn) -> tuple[FiniteHypotheses, list[Floats], Floa
         prior=prior,
         temperature=temperature,
         switching_rate=switching_rate,
-        rule=draw(st.sampled_from(RULES)),
+        plausible=draw(st.sampled_from(RULES)),
         start_symbol=0,
     ).fit(sequences)
     return hypotheses, members, brute_force_weights(members, sequences, prior, temperature, switching_rate)
@@ -288,7 +288,7 @@ def worlds_where_the_demonstrator_stays_plausible(rule: str, alpha: float, n_wor
     kept = 0
     for _ in range(n_worlds):
         members = np.log(generator.dirichlet(0.5 * np.ones(V), size=K) + 1e-300)
-        hypotheses = FiniteHypotheses(list(members), rule=rule)  # type: ignore[arg-type]
+        hypotheses = FiniteHypotheses(list(members), plausible=rule)  # type: ignore[arg-type]
         demonstrator = generator.integers(K)
         always = True
         for symbol in generator.choice(V, size=60, p=np.exp(members[demonstrator])):
@@ -298,7 +298,7 @@ def worlds_where_the_demonstrator_stays_plausible(rule: str, alpha: float, n_wor
     return kept / n_worlds
 
 
-@pytest.mark.parametrize(("rule", "alpha"), [("best", 0.2 / K), ("cumulative", 0.2 / K), ("prior", 0.2)])
+@pytest.mark.parametrize(("rule", "alpha"), [("best", 0.2 / K), ("cumulative", 0.2 / K), ("anytime", 0.2)])
 def test_the_demonstrator_stays_plausible_as_often_as_promised(rule: str, alpha: float) -> None:
     n_worlds = 400
     share = worlds_where_the_demonstrator_stays_plausible(rule, alpha, n_worlds)
@@ -309,7 +309,12 @@ def test_the_demonstrator_stays_plausible_as_often_as_promised(rule: str, alpha:
 def test_saving_and_loading_changes_no_bit(tmp_path: Path) -> None:
     members = [*tables(6), tables(7)[0].astype(np.float64)]
     original = FiniteHypotheses(
-        members, prior=[0.3, 0.1, 0.2, 0.3, 0.1], temperature=0.7, switching_rate=0.01, rule="prior", start_symbol=1
+        members,
+        prior=[0.3, 0.1, 0.2, 0.3, 0.1],
+        temperature=0.7,
+        switching_rate=0.01,
+        plausible="anytime",
+        start_symbol=1,
     ).fit([[0, 1, 2, 0]])
     original.save(tmp_path / "class")
     loaded = FiniteHypotheses.load(tmp_path / "class")
@@ -357,7 +362,7 @@ BAD_ARGUMENTS: list[tuple[list[Any], dict[str, Any], type[Exception], str]] = [
     ([HALF], {"temperature": float("nan")}, ValueError, "temperature must be"),
     ([HALF], {"switching_rate": 1.0}, ValueError, r"switching_rate must be in \[0, 1\), got 1.0"),
     ([HALF], {"switching_rate": -0.1}, ValueError, "switching_rate must be"),
-    ([HALF], {"rule": "worst"}, ValueError, "rule must be one of best, cumulative, prior, got 'worst'"),
+    ([HALF], {"plausible": "worst"}, ValueError, "plausible.* must be one of best, cumulative, anytime, got 'worst'"),
     ([HALF], {"start_symbol": -1}, ValueError, "start_symbol must be at least 0, got -1"),
     ([np.log(np.full((2, 2), 0.5))], {"start_symbol": 2}, ValueError, "start_symbol must be below k = 2"),
     ([HALF, HALF], {"prior": [0.5, 0.6]}, ValueError, "prior must be probabilities that sum to one.*1.1"),
@@ -424,7 +429,7 @@ def test_an_impossible_member_never_comes_back_unless_switching() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_member_without_prior_is_never_plausible(rule: Any) -> None:
-    hypotheses = FiniteHypotheses([HALF, HALF], prior=[0.0, 1.0], rule=rule)
+    hypotheses = FiniteHypotheses([HALF, HALF], prior=[0.0, 1.0], plausible=rule)
     assert hypotheses.plausible_members(1e-9).tolist() == [False, True]
     hypotheses.update([], 1)
     assert hypotheses.plausible_members(1e-9).tolist() == [False, True]

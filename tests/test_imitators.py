@@ -13,6 +13,7 @@ import torch
 
 from cautious_imitation.demonstrations import Demonstrations, actor_codes
 from cautious_imitation.hypotheses.context_tree import ContextTree
+from cautious_imitation.hypotheses.dirichlet_tree import DirichletTree
 from cautious_imitation.hypotheses.finite import FiniteHypotheses
 from cautious_imitation.imitators import BasePolicy, BayesianImitator, CautiousImitator
 from cautious_imitation.oracles.protocol import Act, Decline, HelpNeeded, Query
@@ -64,7 +65,7 @@ def test_the_charge_is_the_largest_divergence_from_the_references(make: Any) -> 
     hypotheses, context = make().fit([np.random.default_rng(0).integers(V, size=3 if make is finite else 400)]), [2, 1]
     log_pi = np.log([0.2, 0.5, 0.3])
     pi = np.exp(log_pi)
-    pointwise = CautiousImitator(hypotheses, 0.05)
+    pointwise = CautiousImitator(hypotheses, 0.05, "pointwise")
     minimax = CautiousImitator(hypotheses, 0.05, "minimax")
     bayesian = BayesianImitator(hypotheses)
     minimum = hypotheses.plausible_min(context, 0.05)
@@ -393,10 +394,17 @@ def test_a_class_that_is_not_normalised_is_named() -> None:
         CautiousImitator(Broken(tables(), start_symbol=0), 0.1).predict([0])
 
 
-@pytest.mark.parametrize("alpha", [0.0, -0.1, 1.5, float("nan"), "0.1", None])
+@pytest.mark.parametrize("alpha", [0.0, -0.1, 1.5, float("nan"), "0.1"])
 def test_alpha_is_checked_at_once(alpha: Any) -> None:
     with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\], got"):
         CautiousImitator(finite(), alpha)
+
+
+def test_without_a_level_it_takes_that_of_the_class() -> None:
+    for hypotheses, alpha in ((finite(), 0.01), (ContextTree(2, 1), np.exp(-5)), (DirichletTree(2, 1), np.exp(-2.5))):
+        assert CautiousImitator(hypotheses).alpha == pytest.approx(alpha)
+    assert CautiousImitator(ContextTree(2, 1, plausible="anytime")).alpha == 0.05
+    assert CautiousImitator(finite()).caution == "minimax"
 
 
 def test_unknown_words_are_named() -> None:

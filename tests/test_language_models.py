@@ -22,8 +22,8 @@ SEQUENCES = [[0, 1, 3, 2, 2, 0, 1, 1], [2, 3, 3, 0], [1, 0, 2, 1, 0, 2]]
 CONTEXTS = [[], [0], [2, 1, 3], [1, 1, 0, 3, 2]]
 SETTINGS = [
     {},
-    {"rule": "cumulative", "prior": [0.2, 0.5, 0.3]},
-    {"rule": "prior", "temperature": 0.5, "switching_rate": 0.0},
+    {"plausible": "cumulative", "prior": [0.2, 0.5, 0.3]},
+    {"plausible": "anytime", "temperature": 0.5, "switching_rate": 0.0},
     {"switching_rate": 0.1, "prior": [0.6, 0.4, 0.0]},
 ]
 
@@ -269,7 +269,7 @@ class TestFiles:
             LanguageModels(models[::-1]).fit(SEQUENCES, cache=tmp_path)
 
     def test_other_models_are_refused(self, models, tmp_path):
-        LanguageModels(models, rule="cumulative", temperature=0.5).fit(SEQUENCES).save(tmp_path)
+        LanguageModels(models, plausible="cumulative", temperature=0.5).fit(SEQUENCES).save(tmp_path)
         loaded = LanguageModels.load(tmp_path, ModelStack(models))
         assert (loaded.posterior.rule, loaded.posterior.temperature) == ("cumulative", 0.5)
         for others in (models[::-1], models[:2], [*models[:2], tiny_model(seed=9, width=8)]):

@@ -464,3 +464,32 @@ def test_the_most_of_several_members_is_the_most_of_any() -> None:
     alone = [union((np.exp(c), r)).maximum() for c, r in zip(several.log_centres, several.radii_nats, strict=True)]
     np.testing.assert_allclose(several.maximum(), np.max(alone, axis=0))
     assert np.exp(union((np.array([0.5, 0.5]), np.inf)).maximum()).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("ratio", [1e-6, 1.0, 30.0, 740.0, 1e3, 1e9])
+@pytest.mark.parametrize("p", [1e-300, 1e-160, 1e-20])
+def test_the_least_of_what_is_all_but_impossible(p: float, ratio: float) -> None:
+    """Where p and radius are both tiny, kl(p, q) / p = -log x + x - 1 with q = x p, up to terms of order p."""
+    got = float(union(([p, 1 - p], ratio * p)).minimum()[0])
+    log_x = np.log(0.5)
+    for _ in range(200):
+        log_x -= (-log_x + np.expm1(log_x) - ratio) / (-1 + np.exp(log_x)) if log_x < 0 else 1e-3
+        log_x = min(log_x, -1e-12)
+    wanted = np.log(p) + log_x
+    if wanted < -745:
+        assert got == -np.inf
+    else:
+        assert got == pytest.approx(wanted, abs=1e-3 if wanted < -707 else 1e-6)
+
+
+@pytest.mark.parametrize("radius", [1e-13, 1e-17, 1e-100, 5e-324])
+def test_a_ball_that_rounding_cannot_tell_from_its_centre(radius: float) -> None:
+    rng = np.random.default_rng(8)
+    p, pi, q = rng.dirichlet(np.ones(5), 20), rng.dirichlet(np.ones(5), 20), rng.normal(size=(20, 5))
+    point = PlausibleSet.points(np.log(p)[:, None])
+    ball = PlausibleSet(np.log(p)[:, None], np.full((20, 1), radius), np.ones((20, 1), dtype=bool))
+    excess = ball.worst_kl(np.log(pi)) - point.worst_kl(np.log(pi))
+    assert (excess >= 0).all()
+    assert (excess < 1e-3).all()
+    for found, wanted in zip(ball.best_response(q, 0.3), point.best_response(q, 0.3), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-3)

@@ -25,6 +25,7 @@ from cautious_imitation.environments.finite_world import FiniteWorld
 from cautious_imitation.finetuning.exact import BudgetInfeasible, ExactSolver, Solution
 from cautious_imitation.finetuning.metrics import Metrics, evaluate
 from cautious_imitation.hypotheses.context_tree import ContextTree
+from cautious_imitation.hypotheses.dirichlet_tree import DirichletTree
 from cautious_imitation.imitators import BayesianImitator, CautiousImitator
 from cautious_imitation.plausible_sets import PlausibleSet
 from cautious_imitation.regularizers import ExpectedBudget, Penalty, Regularizer
@@ -73,7 +74,9 @@ class Cell:
 def cells(config: CompareConfig) -> Iterator[Cell]:
     """Every cell of the grids, each once, in a fixed order."""
     seen: set[Cell] = set()
+    usual = -math.log(new_hypotheses(config).default_alpha)
     for grid in config.grids.values():
+        levels: tuple[float | None, ...] = (usual,) if grid.log_inverse_alphas is None else grid.log_inverse_alphas
         for anchor in grid.anchors:
             learns, budgeted = anchor in _LEARNS, anchor not in ("none", "always-ask")
             for accounting in grid.accountings if anchor in _CAUTIOUS else ("free",):
@@ -81,7 +84,7 @@ def cells(config: CompareConfig) -> Iterator[Cell]:
                     continue  # a set of several references has no ask probability that could be charged
                 for cell in (
                     Cell(anchor, level, accounting, budget, n, deployment, horizon, price, seed)
-                    for level in (grid.log_inverse_alphas if anchor in (*_CAUTIOUS, *CONTROLS) else (None,))
+                    for level in (levels if anchor in (*_CAUTIOUS, *CONTROLS) else (None,))
                     for n in (grid.n_demonstrations if learns else (None,))
                     for seed in (grid.seeds if learns else (None,))
                     for deployment in grid.deployments
@@ -107,7 +110,7 @@ class Experiment:
         )
         self.solver = ExactSolver(config.tolerance)
         self.world = lru_cache(maxsize=16)(self._world)
-        self.tree = lru_cache(maxsize=64)(self._tree)
+        self.tree = lru_cache(maxsize=256)(self._tree)
         self._ask_rates: dict[Cell, float] = {}
 
     def row(self, cell: Cell) -> Row:
@@ -225,19 +228,10 @@ class Experiment:
     def _world(self, deployment: Any, horizon: int) -> FiniteWorld:
         return dialogue_acts_world(self.chats, deployment, horizon, self.config.world.depth)
 
-    def _tree(self, n_demonstrations: int, seed: int) -> ContextTree:
-        settings, depth = self.config.hypotheses, self.config.world.depth
+    def _tree(self, n_demonstrations: int, seed: int) -> ContextTree | DirichletTree:
         rng = np.random.default_rng([seed, n_demonstrations])
         chats = sample_demonstrations(self.world("same", 64), n_demonstrations, rng)
-        return ContextTree(
-            N_ACTS,
-            depth,
-            n_context_symbols=N_SYMBOLS,
-            start_symbol=STUDENT_ENDED,
-            stop_prob=settings.stop_prob,
-            leaf=settings.leaf,
-            complexity=settings.complexity,
-        ).fit(chats)
+        return new_hypotheses(self.config).fit(chats)
 
     def _minimax_ask_rate(self, cell: Cell) -> float:
         """How often the minimax anchor asks at the settings of ``cell``."""
@@ -245,6 +239,13 @@ class Experiment:
         if minimax not in self._ask_rates:
             self._ask_rates[minimax] = self.solve(minimax)[1].ask_rate
         return self._ask_rates[minimax]
+
+
+def new_hypotheses(config: CompareConfig) -> ContextTree | DirichletTree:
+    """The class of a comparison, which has learned nothing."""
+    settings = config.hypotheses.model_dump(exclude_none=True)
+    kind = ContextTree if settings.pop("kind") == "trees" else DirichletTree
+    return kind(N_ACTS, config.world.depth, n_context_symbols=N_SYMBOLS, start_symbol=STUDENT_ENDED, **settings)
 
 
 def _mixed(below: tuple[Solution, Metrics], above: tuple[Solution, Metrics], ask_rate: float) -> Solution:

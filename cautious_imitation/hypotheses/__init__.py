@@ -10,6 +10,7 @@ from cautious_imitation.hypotheses.base import Hypotheses
 
 _HOME = {
     "ContextTree": "context_tree",
+    "DirichletTree": "dirichlet_tree",
     "EventRefined": "event_refined",
     "FiniteHypotheses": "finite",
     "GaussianHead": "gaussian_head",

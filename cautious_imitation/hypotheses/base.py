@@ -31,9 +31,14 @@ class Hypotheses(ABC):
     4. A smaller ``alpha`` never lowers caution: the set grows, the minimum falls, ``worst_kl`` rises.
     5. ``fit`` on sequences equals the same ``update`` calls one by one.
     6. ``save`` then ``load`` gives the same answers, bit for bit.
+
+    Attributes:
+        n_symbols: V, the number of actions.
+        default_alpha: the plausibility level of a ``CautiousImitator`` that is given none.
     """
 
     n_symbols: int
+    default_alpha: float = 0.01
 
     @abstractmethod
     def mixture(self, context: Array) -> Array:

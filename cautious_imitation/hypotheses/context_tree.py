@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,17 +16,26 @@ from cautious_imitation.atomic_files import write_safetensors, write_text
 from cautious_imitation.demonstrations import Demonstrations, Evidence
 from cautious_imitation.hypotheses import tree_passes as passes
 from cautious_imitation.hypotheses.base import Hypotheses, check_alpha, check_symbols
-from cautious_imitation.hypotheses.suffix_tree import SuffixTree, pruned_leaves
-from cautious_imitation.hypotheses.tree_kernels import BIC, FIRST_COUNT, KT, MAXIMUM, NONE, PROFILE, SUPPORT
+from cautious_imitation.hypotheses.suffix_tree import SuffixTree, by_depth, pruned_leaves
+from cautious_imitation.hypotheses.tree_kernels import (
+    ANYTIME,
+    BEST,
+    BIC,
+    FIRST_COUNT,
+    KT,
+    MAXIMUM,
+    NONE,
+    PROFILE,
+    SUPPORT,
+    TOTAL,
+)
+from cautious_imitation.hypotheses.tree_settings import Complexity, Leaf, Plausible, check_choices, check_sizes
 from cautious_imitation.plausible_sets import PlausibleSet
 from cautious_imitation.types import Array
 
-Leaf: TypeAlias = Literal["profile", "kt"]
-Complexity: TypeAlias = Literal["none", "support", "bic"]
-Plausible: TypeAlias = Literal["best", "total"]
-
 _LEAVES = {"kt": KT, "profile": PROFILE}
 _COMPLEXITIES = {"none": NONE, "support": SUPPORT, "bic": BIC}
+_RULES = {"best": BEST, "total": TOTAL, "anytime": ANYTIME}
 _SCHEMA = 1
 _BLOCK = 1 << 14
 _MAX_LOAD = 0.5
@@ -40,6 +49,10 @@ class ContextTree(Hypotheses):
     context tree weighting with Krichevsky-Trofimov (KT) leaves. Of the D + 1 depths that a leaf on the current path can
     have, those are plausible whose best tree is within log(1 / alpha) nats of the best tree of all.
 
+    With ``plausible="anytime"`` only the deepest leaf is kept, as a ball that holds every tree's prediction: a tree of
+    the class is in it at all contexts and all times at once with probability at least 1 - ``alpha``, if it is the
+    demonstrator and nothing but its actions is learned, each of them once.
+
     Args:
         n_symbols: V, the number of actions 0..V-1 that are predicted.
         depth: D, how many recent symbols a tree may look at.
@@ -50,7 +63,8 @@ class ContextTree(Hypotheses):
         leaf: ``"profile"`` (a leaf's parameters are unknown: a KL ball around the counts) or ``"kt"``.
         complexity: what a profile leaf pays for its parameters: ``"none"``, ``"support"``, (observed symbols - 1)/2
             log(n + 1), or ``"bic"``, (V - 1)/2 log(n + 1).
-        plausible: ``"best"`` compares with the best tree, ``"total"`` with the whole mixture (``leaf="kt"`` only).
+        plausible: ``"best"`` compares with the best tree, ``"total"`` with the whole mixture (``leaf="kt"`` only);
+            ``"anytime"`` is proven to cover (``leaf="profile"`` without complexity only), and asks more.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -63,7 +77,8 @@ class ContextTree(Hypotheses):
     >>> np.exp(tree.mixture([0])).round(2)
     array([0.06, 0.94])
 
-    Source: Willems, Shtarkov, Tjalkens 1995 (mixture); Cohen, Hutter, Nanda 2022 (plausible minimum).
+    Sources: Willems, Shtarkov, Tjalkens 1995 (mixture); Cohen, Hutter, Nanda 2022 (plausible minimum); Robbins 1970
+    and Wasserman, Ramdas, Balakrishnan 2020 (sets that hold at all times, from a running likelihood ratio).
     """
 
     def __init__(
@@ -79,42 +94,14 @@ class ContextTree(Hypotheses):
         plausible: Plausible = "best",
     ) -> None:
         k = n_symbols + 1 if n_context_symbols is None else n_context_symbols
-        if n_symbols < 1:
-            raise ValueError(f"n_symbols must be at least 1, got {n_symbols}; it counts the actions 0..n_symbols-1")
-        if depth < 0:
-            raise ValueError(f"depth must be at least 0, got {depth}; 0 ignores the context")
-        if k < 1:
-            raise ValueError(f"n_context_symbols must be at least 1, got {k}; it counts the start symbol too")
-        if depth > 0 and k < n_symbols:
-            raise ValueError(
-                f"n_context_symbols must be at least n_symbols={n_symbols}, got {k}; actions become context, too"
-            )
-        if (k + 1) ** depth >= 2**62:
-            most = int(62 * np.log(2) / np.log(k + 1))
-            raise ValueError(
-                f"depth must be at most {most} with {k} context symbols, got {depth}; a context has to fit in 62 bits"
-            )
-        if stop_prob is not None and not 0 < stop_prob < 1:
-            raise ValueError(
-                f"stop_prob must be in (0, 1), got {stop_prob!r}; 1 - 2**(1-k) rounds to 1 from k = 55 on, "
-                "leave it out for (k-1)/k"
-            )
-        for name, value, known in (
-            ("leaf", leaf, get_args(Leaf)),
-            ("complexity", complexity, get_args(Complexity)),
-            ("plausible", plausible, get_args(Plausible)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        if leaf == "kt" and complexity != "none":
-            raise ValueError(f'complexity must be "none" with leaf="kt", got {complexity!r}; KT scores are complete')
-        if plausible == "total" and leaf != "kt":
-            raise ValueError('plausible must be "best" with leaf="profile", got "total"; profile scores have no total')
+        check_sizes(n_symbols, depth, k)
+        check_choices(stop_prob, leaf, complexity, plausible)
         self.start_symbol = k - 1 if start_symbol is None else start_symbol
         if not 0 <= self.start_symbol < k:
             raise ValueError(f"start_symbol must be in 0..{k - 1}, got {start_symbol}")
         self.n_symbols, self.depth, self.n_context_symbols = n_symbols, depth, k
         self.stop_prob, self.leaf, self.complexity, self.rule = stop_prob, leaf, complexity, plausible
+        self.default_alpha = 0.05 if plausible == "anytime" else float(np.exp(-5.0))
         stop = stop_prob if stop_prob is not None else ((k - 1) / k if k > 1 else 0.5)
         log_stop, log_split = np.log(stop), (np.log1p(-stop) if stop_prob is not None or k == 1 else -np.log(k))
         scores = np.zeros(depth + 2)
@@ -124,7 +111,7 @@ class ContextTree(Hypotheses):
         self._start_mixture = float(log_stop - log_split)
         self._powers = np.array([0] + [(k + 1) ** d for d in range(depth)], dtype=np.int64)
         self._scores = np.array([scores[0], 0.0])
-        self._n_nodes = 0
+        self._n_nodes, self._n_deepest = 0, 0
         self._words = self._table(10)
 
     @property
@@ -155,6 +142,7 @@ class ContextTree(Hypotheses):
             self._powers,
             self._start,
             _LEAVES[self.leaf],
+            _RULES[self.rule],
             contexts,
             self._log_alpha(alpha),
             centres,
@@ -173,9 +161,8 @@ class ContextTree(Hypotheses):
         """Least probability of each action over the plausible leaves: ``[..., V]`` log-probabilities in nats."""
         contexts, shape = self._contexts(context)
         out = np.empty((len(contexts), self.n_symbols))
-        passes.minimum_pass(
-            *self._views(), self._powers, self._start, _LEAVES[self.leaf], contexts, self._log_alpha(alpha), out
-        )
+        kinds = _LEAVES[self.leaf], _RULES[self.rule]
+        passes.minimum_pass(*self._views(), self._powers, self._start, *kinds, contexts, self._log_alpha(alpha), out)
         with np.errstate(divide="ignore"):
             return np.log(out).reshape((*shape, self.n_symbols))
 
@@ -248,6 +235,12 @@ class ContextTree(Hypotheses):
         leaves = pruned_leaves(rows[:, 0], counts, stops, self._powers, self.n_context_symbols)
         return SuffixTree(leaves, float(self._scores[0]))
 
+    def stored_counts(self) -> tuple[list[tuple[NDArray[np.int64], NDArray[np.int64]]], NDArray[np.int64]]:
+        """Stored nodes by depth, see ``by_depth``, and what a context symbol adds to a node's key, by depth."""
+        rows = self._nodes()
+        counts = rows.view(np.uint32)[:, FIRST_COUNT : FIRST_COUNT + self.n_symbols].astype(np.int64)
+        return by_depth(rows[:, 0], counts, self._powers), self._powers
+
     def save(self, folder: str | PathLike[str]) -> None:
         """Write ``context_tree.safetensors`` (the stored nodes) and ``context_tree.json`` into ``folder``."""
         folder = Path(folder)
@@ -270,7 +263,7 @@ class ContextTree(Hypotheses):
         tree = cls(**settings)
         arrays = load_file(folder / "context_tree.safetensors")
         nodes, tree._scores = arrays["nodes"], arrays["scores"].copy()
-        tree._n_nodes = len(nodes)
+        tree._n_nodes, tree._n_deepest = len(nodes), int((nodes[:, 0] > tree._powers[-1]).sum())
         tree._words = tree._table(max(10, int(np.ceil(np.log2(max(len(nodes), 1) / _MAX_LOAD))) + 1))
         passes.rehash(np.ascontiguousarray(nodes).reshape(-1), tree._words, tree._width)
         return tree
@@ -330,9 +323,10 @@ class ContextTree(Hypotheses):
                 passes.rehash(self._words, grown, self._width)
                 self._words = grown
                 continue
-            position, used = passes.learn_pass(
+            position, used, self._n_deepest = passes.learn_pass(
                 *self._views(),
                 room,
+                self._n_deepest,
                 self._powers,
                 self._start,
                 self._start_mixture,
@@ -344,7 +338,7 @@ class ContextTree(Hypotheses):
                 learn,
                 position,
                 log_alpha,
-                self.rule == "total",
+                _RULES[self.rule],
                 self._scores,
                 *(predictions or (empty, empty)),
             )

@@ -45,10 +45,10 @@ class EventRefined(Hypotheses):
 
     The plausible set is the product of the parts' sets, each at level ``alpha / 2``. It misses the demonstrator only if
     one of them misses its part of it, so whoever has each of them cover at level a with probability 1 - c a has the
-    product cover with probability 1 - c alpha. (Of profile leaves coverage is measured, not proven.) It is a little
-    larger than the class: which language model is plausible may differ between events. So the minimum is exact for the
-    class, and the worst KL as well if at most one event of those possible at a context has several actions; otherwise
-    it is an upper bound.
+    product cover with probability 1 - c alpha. (Trees are proven to with ``plausible="anytime"``, c = 1, and with no
+    other rule.) It is a little larger than the class: which language model is plausible may differ between events. So
+    the minimum is exact for the class, and the worst KL as well if at most one event of those possible at a context has
+    several actions; otherwise it is an upper bound.
 
     Args:
         language: the language part, over all actions; it learns conditional probabilities.

@@ -49,7 +49,7 @@ class FiniteHypotheses(Hypotheses):
         switching_rate: s in [0, 1), the share of weight that flows back to the prior after each learned action ("fixed
             share": the demonstrator may change), w <- (1 - s) w + s prior. Keeps the posterior of a class without the
             demonstrator from collapsing on one member.
-        rule: which members are plausible at level alpha, see ``plausible_members``.
+        plausible: which members are plausible at level alpha, see ``plausible_members``.
         n_symbols: V; needed if no member is a table.
         start_symbol: fills contexts that are shorter than what a table looks at, and stands in for a module's empty
             context; default none, where such contexts are an error.
@@ -76,7 +76,7 @@ class FiniteHypotheses(Hypotheses):
         prior: ArrayLike | None = None,
         temperature: float = 1.0,
         switching_rate: float = 0.0,
-        rule: Rule = "best",
+        plausible: Rule = "best",
         n_symbols: int | None = None,
         start_symbol: int | None = None,
         batched: bool = False,
@@ -88,7 +88,7 @@ class FiniteHypotheses(Hypotheses):
         self._members = listed_members(members, n_symbols, start_symbol, batched)
         self.n_symbols = self._members[0].n_symbols
         self.posterior = Posterior.over(
-            len(members), prior, temperature=temperature, switching_rate=switching_rate, rule=rule
+            len(members), prior, temperature=temperature, switching_rate=switching_rate, rule=plausible
         )
 
     def __len__(self) -> int:
@@ -225,6 +225,7 @@ class FiniteHypotheses(Hypotheses):
         settings = json.loads((folder / "finite.json").read_text(encoding="utf-8"))
         if settings.pop("schema", None) != _SCHEMA:
             raise ValueError(f"{folder / 'finite.json'} has another schema than {_SCHEMA}; fit and save it again")
+        settings["plausible"] = settings.pop("rule")
         arrays = load_file(folder / "finite.safetensors")
         indices = range(settings.pop("n_members"))
         missing = {i for i in indices if f"members.{i}" not in arrays}

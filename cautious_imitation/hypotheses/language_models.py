@@ -39,7 +39,7 @@ class LanguageModels(WeightedRows):
         temperature: eta in (0, 1], the power of the likelihood in Bayes' rule, see ``Posterior``.
         switching_rate: s in [0, 1), the share of weight that flows back to the prior after each learned token. On by
             default, see ``DEFAULT_SWITCHING_RATE``; 0 is Bayes' rule alone.
-        rule: which members are plausible at level alpha, see ``Posterior.plausible_members``.
+        plausible: which members are plausible at level alpha, see ``Posterior.plausible_members``.
 
     Raises:
         ValueError: if the models do not share one vocabulary, or a setting is out of its range.
@@ -63,7 +63,7 @@ class LanguageModels(WeightedRows):
         prior: ArrayLike | None = None,
         temperature: float = 1.0,
         switching_rate: float = DEFAULT_SWITCHING_RATE,
-        rule: Rule = "best",
+        plausible: Rule = "best",
     ) -> None:
         self.models = models if isinstance(models, Stack) else ModelStack(models)
         super().__init__(
@@ -72,7 +72,7 @@ class LanguageModels(WeightedRows):
             prior=prior,
             temperature=temperature,
             switching_rate=switching_rate,
-            rule=rule,
+            plausible=plausible,
         )
 
     def rows_from(self, features: Tensor, given: Tensor | None = None) -> Tensor:
@@ -109,6 +109,8 @@ class LanguageModels(WeightedRows):
                 f"models must be those that were saved in {folder}, got others; pass the same models in the same order "
                 "and precision, with the same actions and start token"
             )
-        loaded = cls(stack, **{key: settings[key] for key in ("temperature", "switching_rate", "rule")})
+        loaded = cls(
+            stack, plausible=settings["rule"], **{key: settings[key] for key in ("temperature", "switching_rate")}
+        )
         loaded._restore(arrays, Path(folder) / f"{_NAME}.safetensors")
         return loaded

@@ -40,7 +40,7 @@ class LowRankHeads(WeightedRows):
         temperature: eta in (0, 1], the power of the likelihood in Bayes' rule, see ``Posterior``.
         switching_rate: s in [0, 1), the share of weight that flows back to the prior after each learned token, see
             ``DEFAULT_SWITCHING_RATE``.
-        rule: which members are plausible at level alpha, see ``Posterior.plausible_members``.
+        plausible: which members are plausible at level alpha, see ``Posterior.plausible_members``.
 
     Raises:
         ValueError: if the adapters do not fit the model, or a setting is out of its range.
@@ -67,10 +67,15 @@ class LowRankHeads(WeightedRows):
         prior: ArrayLike | None = None,
         temperature: float = 1.0,
         switching_rate: float = DEFAULT_SWITCHING_RATE,
-        rule: Rule = "best",
+        plausible: Rule = "best",
     ) -> None:
         super().__init__(
-            model, len(adapters), prior=prior, temperature=temperature, switching_rate=switching_rate, rule=rule
+            model,
+            len(adapters),
+            prior=prior,
+            temperature=temperature,
+            switching_rate=switching_rate,
+            plausible=plausible,
         )
         if adapters.down.shape[-1] != model.n_features or int(adapters.support[-1]) >= model.n_symbols:
             raise ValueError(
@@ -99,7 +104,7 @@ class LowRankHeads(WeightedRows):
         prior: ArrayLike | None = None,
         temperature: float = 1.0,
         switching_rate: float = DEFAULT_SWITCHING_RATE,
-        rule: Rule = "best",
+        plausible: Rule = "best",
         evidence: Evidence = "demonstrator",
         cache: str | PathLike[str] | None = None,
         progress: bool = False,
@@ -134,7 +139,7 @@ class LowRankHeads(WeightedRows):
             prior: ``[K]`` probabilities, as for ``LowRankHeads``.
             temperature: likewise.
             switching_rate: likewise.
-            rule: likewise.
+            plausible: likewise.
             evidence: whose tokens are learned.
             cache: folder for features (see ``read_demonstrations``) and for the state after each block. Training that
                 was interrupted goes on after the last block that was finished, and ends with the same heads.
@@ -149,7 +154,8 @@ class LowRankHeads(WeightedRows):
         settings = TrainingSettings(
             n_heads, rank, n_blocks, epochs, learning_rate, prior_scale, bias_scale, batch_tokens, seed
         )
-        untrained = Posterior.over(n_heads, prior, temperature=temperature, switching_rate=switching_rate, rule=rule)
+        weighing: dict[str, Any] = {"temperature": temperature, "switching_rate": switching_rate}
+        untrained = Posterior.over(n_heads, prior, rule=plausible, **weighing)
         adapters, posterior = train_adapters(
             model,
             demonstrations,
@@ -160,7 +166,7 @@ class LowRankHeads(WeightedRows):
             cache=cache,
             progress=progress,
         )
-        heads = cls(model, adapters, prior=prior, temperature=temperature, switching_rate=switching_rate, rule=rule)
+        heads = cls(model, adapters, prior=prior, plausible=plausible, **weighing)
         heads.posterior = posterior
         return heads
 
@@ -217,7 +223,8 @@ class LowRankHeads(WeightedRows):
         if missing:
             raise ValueError(f"{path} is damaged, it lacks {', '.join(missing)}; train and save again")
         adapters = LogitAdapters(*(torch.from_numpy(arrays[name]) for name in names))
-        loaded = cls(model, adapters, **{key: settings[key] for key in ("temperature", "switching_rate", "rule")})
+        weighing = {key: settings[key] for key in ("temperature", "switching_rate")}
+        loaded = cls(model, adapters, plausible=settings["rule"], **weighing)
         loaded._restore(arrays, path)
         return loaded
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cautious_imitation.hypotheses.base import check_alpha
 
-Rule: TypeAlias = Literal["best", "cumulative", "prior"]
+Rule: TypeAlias = Literal["best", "cumulative", "anytime"]
 
 _MASS_TOLERANCE = 1e-6
 _ROUNDING_NATS = 1e-12
@@ -52,7 +52,7 @@ class Posterior:
         if not 0 <= self.switching_rate < 1:
             raise ValueError(f"switching_rate must be in [0, 1), got {self.switching_rate!r}; 0 never forgets")
         if self.rule not in get_args(Rule):
-            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
+            raise ValueError(f"plausible, the rule, must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
 
     @classmethod
     def over(
@@ -82,7 +82,8 @@ class Posterior:
         - ``best``: weight at least ``alpha`` times the largest.
         - ``cumulative``: by falling weight (ties as listed), weight at least ``alpha`` times the sum of the weights up
           to and with it; the rule of Cohen, Hutter and Nanda.
-        - ``prior``: weight at least ``alpha`` times the member's own prior.
+        - ``anytime``: weight at least ``alpha`` times the member's own prior; that is, the mixture of all members is
+          ahead of the member by a factor of 1 / alpha at most.
 
         If the demonstrator is a member of prior w_0, nothing but its actions is learned and ``switching_rate`` is 0, it
         stays plausible at all times at once with probability 1 - delta: under the first two rules for ``alpha`` up to

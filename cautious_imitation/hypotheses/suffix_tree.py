@@ -58,3 +58,26 @@ def pruned_leaves(
             step = int(powers[len(suffix) + 1])
             unvisited += [(key + (c + 1) * step, (c, *suffix)) for c in reversed(range(n_context_symbols))]
     return leaves
+
+
+def by_depth(
+    keys: NDArray[np.int64], counts: NDArray[np.int64], powers: NDArray[np.int64]
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Stored nodes by depth: for each of 0..D their keys, in increasing order, and their counts ``[N, V]``.
+
+    Args:
+        keys, counts, powers: as for ``pruned_leaves``.
+    """
+    # The last digit of a key is not zero, so a node of depth d has a key of (k + 1)^(d - 1) or more, less the root's 1.
+    depths = np.searchsorted(powers[1:], keys - ROOT_KEY, side="right")
+    levels = []
+    for d in range(len(powers)):
+        rows = np.flatnonzero(depths == d)
+        rows = rows[np.argsort(keys[rows])]
+        levels.append((keys[rows], counts[rows]))
+    return levels
+
+
+def parent_keys(keys: NDArray[np.int64], depth: int, powers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Keys of the parents of nodes of ``depth`` 1..D: the oldest symbol is taken away."""
+    return np.asarray((keys - ROOT_KEY) % powers[depth] + ROOT_KEY)

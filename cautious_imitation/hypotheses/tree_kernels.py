@@ -28,11 +28,19 @@ ROOT_KEY = 1
 MIXTURE, MAXIMUM, FIRST_COUNT = 1, 2, 6
 """Offsets in a node: g and gamma in the float64 view, the first count in the uint32 view."""
 
+LOSS, ORDER = MIXTURE, MAXIMUM
+"""What the same two words hold at full depth, where g and gamma are infinite: the mixture's log-loss on the symbols
+learned there, and the node's place, from 1, in the order in which the nodes of that depth were first seen."""
+
 _FEW = 4
 """Alphabets up to this size are summed level by level in registers, larger ones symbol by symbol in vectors."""
 
 KT, PROFILE = 0, 1
 NONE, SUPPORT, BIC = 0, 1, 2
+BEST, TOTAL, ANYTIME = 0, 1, 2
+
+_FIRST_SHARES = 100.0
+"""About how many nodes get shares of delta of one size before shares begin to fall."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
@@ -166,6 +174,35 @@ def path_slacks(
         above += min(0.0, -gamma)
         if above < 0.0:
             return d + 1
+    return depth + 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def anytime_slacks(
+    odds: Floats,
+    counts: Counts,
+    nodes: Ints,
+    totals: Ints,
+    stored: int,
+    depth: int,
+    n_symbols: int,
+    log_alpha: float,
+    slack: Floats,
+) -> int:
+    """The same by the rule ``ANYTIME``: of all depths the full one alone is plausible.
+
+    Its slack is log(1/delta_j) + L - n H, and 0 where that is negative: no distribution is left then, which happens
+    with probability alpha at most if the demonstrator is a tree of the class, and a ball needs a centre.
+    """
+    slack[:depth] = -1.0
+    slack[depth] = 0.0
+    if stored > depth:
+        node, entropy = nodes[depth], _n_log_n(np.float64(totals[depth]))
+        row = counts_of(counts, node, n_symbols)
+        for a in range(n_symbols):
+            entropy -= _n_log_n(np.float64(row[a]))
+        log_share = 1.5 * np.log(_FIRST_SHARES + odds[node + ORDER]) - 0.5 * np.log(_FIRST_SHARES) + np.log(2.0)
+        slack[depth] = max(0.0, log_share - log_alpha + odds[node + LOSS] - entropy)
     return depth + 1
 
 

@@ -6,13 +6,18 @@ import numpy as np
 from numba import njit
 
 from cautious_imitation.hypotheses.tree_kernels import (
+    ANYTIME,
     FIRST_COUNT,
     KT,
+    LOSS,
     MAXIMUM,
+    ORDER,
+    TOTAL,
     Bools,
     Counts,
     Floats,
     Ints,
+    anytime_slacks,
     find_path,
     learn_path,
     path_minimum,
@@ -37,6 +42,7 @@ def learn_pass(
     counts: Counts,
     width: int,
     room: int,
+    n_deepest: int,
     powers: Ints,
     start: Floats,
     start_mixture: float,
@@ -48,18 +54,18 @@ def learn_pass(
     learn: Bools,
     begin: int,
     log_alpha: float,
-    total: bool,
+    rule: int,
     scores: Floats,
     mixtures: Floats,
     minima: Floats,
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """Predict and then learn position by position; context ``i`` is ``buffer[i * stride : i * stride + depth]``.
 
     Positions with ``learn`` False are passed over. ``scores`` accumulates [best tree's log-score, mixture's log-score];
-    with ``total`` plausibility is relative to the latter.
+    with the rule ``TOTAL`` plausibility is relative to the latter. ``n_deepest`` nodes of full depth are stored.
     With rows in ``mixtures`` and ``minima`` (``[T, V]``) the predictions made before learning are written there, as
     probabilities; with no rows only the learning is done. Stops early when fewer than depth + 1 of the ``room`` free
-    rows are left; returns ``(next position, rows used)``.
+    rows are left; returns ``(next position, rows used, nodes of full depth)``.
     """
     depth, n_symbols = powers.shape[0] - 1, mixtures.shape[1]
     shift = 64 - _bits(words.shape[0] // width - 1)
@@ -73,7 +79,7 @@ def learn_pass(
         if not learn[i]:
             continue
         if room - used < depth + 1:
-            return i, used
+            return i, used, n_deepest
         symbol = symbols[i]
         stored = find_path(words, width, shift, powers, buffer, i * stride, depth, keys, nodes)
         path_totals(counts, nodes, stored, n_symbols, totals)
@@ -81,10 +87,14 @@ def learn_pass(
         if keep:
             for a in range(n_symbols):
                 mixtures[i, a] = mixture[a]
-            level = min(0.0, log_alpha - scores[0] + scores[1]) if total else log_alpha
-            n_depths = path_slacks(odds, nodes, stored, depth, start, level, slack)
+            level = min(0.0, log_alpha - scores[0] + scores[1]) if rule == TOTAL else log_alpha
+            if rule == ANYTIME:
+                n_depths = anytime_slacks(odds, counts, nodes, totals, stored, depth, n_symbols, level, slack)
+            else:
+                n_depths = path_slacks(odds, nodes, stored, depth, start, level, slack)
             path_minimum(counts, nodes, totals, stored, slack, n_depths, leaf, minima[i])
-        scores[1] += np.log(below[0])
+        log_prob = np.log(below[0])
+        scores[1] += log_prob
         scores[0] += learn_path(
             words,
             odds,
@@ -104,8 +114,13 @@ def learn_pass(
             below,
             scratch,
         )
+        if stored <= depth:
+            n_deepest += 1
+            odds[nodes[depth] + ORDER] = n_deepest
+            odds[nodes[depth] + LOSS] = 0.0
+        odds[nodes[depth] + LOSS] -= log_prob
         used += depth + 1 - stored
-    return symbols.shape[0], used
+    return symbols.shape[0], used, n_deepest
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -133,6 +148,7 @@ def minimum_pass(
     powers: Ints,
     start: Floats,
     leaf: int,
+    rule: int,
     contexts: Ints,
     log_alpha: float,
     out: Floats,
@@ -145,7 +161,10 @@ def minimum_pass(
     for i in range(contexts.shape[0]):
         stored = find_path(words, width, shift, powers, contexts[i], 0, depth, keys, nodes)
         path_totals(counts, nodes, stored, n_symbols, totals)
-        n_depths = path_slacks(odds, nodes, stored, depth, start, log_alpha, slack)
+        if rule == ANYTIME:
+            n_depths = anytime_slacks(odds, counts, nodes, totals, stored, depth, n_symbols, log_alpha, slack)
+        else:
+            n_depths = path_slacks(odds, nodes, stored, depth, start, log_alpha, slack)
         path_minimum(counts, nodes, totals, stored, slack, n_depths, leaf, out[i])
 
 
@@ -182,6 +201,7 @@ def leaves_pass(
     powers: Ints,
     start: Floats,
     leaf: int,
+    rule: int,
     contexts: Ints,
     log_alpha: float,
     centres: Floats,
@@ -199,7 +219,10 @@ def leaves_pass(
     for i in range(contexts.shape[0]):
         stored = find_path(words, width, shift, powers, contexts[i], 0, depth, keys, nodes)
         path_totals(counts, nodes, stored, n_symbols, totals)
-        n_depths = path_slacks(odds, nodes, stored, depth, start, log_alpha, slack)
+        if rule == ANYTIME:
+            n_depths = anytime_slacks(odds, counts, nodes, totals, stored, depth, n_symbols, log_alpha, slack)
+        else:
+            n_depths = path_slacks(odds, nodes, stored, depth, start, log_alpha, slack)
         for d in range(depth + 1):
             plausible[i, d] = d < n_depths and slack[d] >= 0.0
             radii[i, d] = 0.0

@@ -54,7 +54,7 @@ class WeightedRows(FeatureHypotheses):
         temperature: eta in (0, 1], the power of the likelihood in Bayes' rule, see ``Posterior``.
         switching_rate: s in [0, 1), the share of weight that flows back to the prior after each learned token, see
             ``Posterior`` and ``DEFAULT_SWITCHING_RATE``.
-        rule: which members are plausible at level alpha, see ``Posterior.plausible_members``.
+        plausible: which members are plausible at level alpha, see ``Posterior.plausible_members``.
 
     Raises:
         ValueError: if a setting is out of its range.
@@ -68,11 +68,11 @@ class WeightedRows(FeatureHypotheses):
         prior: ArrayLike | None = None,
         temperature: float = 1.0,
         switching_rate: float = DEFAULT_SWITCHING_RATE,
-        rule: Rule = "best",
+        plausible: Rule = "best",
     ) -> None:
         super().__init__(model)
         self.posterior = Posterior.over(
-            n_members, prior, temperature=temperature, switching_rate=switching_rate, rule=rule
+            n_members, prior, temperature=temperature, switching_rate=switching_rate, rule=plausible
         )
 
     @abstractmethod

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cautious_imitation.hypotheses.base import Hypotheses
 from cautious_imitation.hypotheses.context_tree import ContextTree
+from cautious_imitation.hypotheses.dirichlet_tree import DirichletTree
 from cautious_imitation.hypotheses.event_refined import EventRefined
 from cautious_imitation.hypotheses.event_set import EventSet, SingleAction
 from cautious_imitation.hypotheses.events import EmptyReplies
@@ -95,6 +96,14 @@ def tree(**settings: Any) -> Implementation:
     return Implementation("ContextTree " + ", ".join(map(str, settings.values())), make, ContextTree.load)
 
 
+def dirichlet_tree(**settings: Any) -> Implementation:
+    return Implementation(
+        "DirichletTree " + ", ".join(map(str, settings)),
+        lambda: DirichletTree(N_SYMBOLS, 2, n_context_symbols=N_CONTEXT_SYMBOLS, **settings),
+        DirichletTree.load,
+    )
+
+
 def finite(name: str, members: list[Any], functions: tuple[int, ...] = (), **settings: Any) -> Implementation:
     """``functions`` are the places of those members that no file can hold."""
 
@@ -153,11 +162,14 @@ IMPLEMENTATIONS = (
     tree(leaf="kt"),
     tree(leaf="kt", plausible="total"),
     tree(leaf="profile", complexity="none"),
+    tree(leaf="profile", plausible="anytime"),
     tree(leaf="profile", complexity="support", stop_prob=0.3),
     tree(leaf="profile", complexity="bic", stop_prob=0.9),
+    dirichlet_tree(),
+    dirichlet_tree(concentrations=(2.0,)),
     finite("best", tables()),
-    finite("cumulative", tables(), rule="cumulative", prior=[0.1, 0.2, 0.3, 0.2, 0.2]),
-    finite("prior", tables(), rule="prior", temperature=0.5),
+    finite("cumulative", tables(), plausible="cumulative", prior=[0.1, 0.2, 0.3, 0.2, 0.2]),
+    finite("anytime", tables(), plausible="anytime", temperature=0.5),
     finite("switching", tables(), switching_rate=0.05),
     finite("functions", [shrinking, tables()[2], uniform], (0, 2)),
     finite("torch", [CausalNetwork(1), CausalNetwork(2), CausalNetwork(3)], (0, 1, 2)),
