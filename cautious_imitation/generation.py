@@ -76,6 +76,7 @@ def generate(
     >>> from cautious_imitation.hypotheses.language_models import LanguageModels
     >>> shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     >>> config = LlamaConfig(vocab_size=6, eos_token_id=None, **shape)
+    >>> _ = torch.manual_seed(0)
     >>> models = LanguageModels([LanguageModel(LlamaForCausalLM(config)) for _ in range(2)])
     >>> imitator = CautiousImitator(models, alpha=0.1, oracle=lambda query: [4, 5])
     >>> texts = generate(imitator, [[1, 2], [3]], max_new_tokens=7, generator=torch.Generator().manual_seed(0))
