@@ -24,7 +24,11 @@ FAST = PPOSettings(clip=0.2, minibatch=4096, actor_rate=3e-3, critic_rate=1e-2, 
 def anchor(world: Any, kind: str) -> Any:
     rng = np.random.default_rng(1)
     hypotheses = FiniteHypotheses([np.log(rng.dirichlet(np.full(world.n_actions, 3.0))) for _ in range(2)])
-    return BayesianImitator(hypotheses) if kind == "bayesian" else CautiousImitator(hypotheses, alpha=0.1, caution="pointwise")
+    return (
+        BayesianImitator(hypotheses)
+        if kind == "bayesian"
+        else CautiousImitator(hypotheses, alpha=0.1, caution="pointwise")
+    )
 
 
 def trainer(world: Any, kind: str = "bayesian", n: int = 256, seed: int = 0, **settings: Any) -> PPO:
