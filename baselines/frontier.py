@@ -178,11 +178,16 @@ def chosen(rows: list[Row], **setting: Any) -> list[Row]:
     return [row for row in rows if all(row[key] == value for key, value in setting.items())]
 
 
+def short(anchor: str) -> str:
+    """A name of an anchor that leaves room for its numbers."""
+    return {"bayesian-asks-max-prob": "bayesian, asks"}.get(anchor, anchor.removeprefix("cautious-"))
+
+
 def table(rows: list[Row], n: int) -> list[str]:
     """Markdown table of every set at ``n`` demonstrated acts."""
     lines = [
-        "| deployment | class | anchor | log 1/alpha | asks, % | excess, nats | coverage, % | reward | KL, nats |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | class, anchor | log 1/alpha | asks, % | excess, nats | coverage, % | reward | KL, nats |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for deployment in DEPLOYMENTS:
         for one in CLASSES:
@@ -200,7 +205,7 @@ def table(rows: list[Row], n: int) -> list[str]:
                         ("kl_demonstrator_nats", 1, 2),
                     )
                 ]
-                lines.append(f"| {deployment} | {one.name} | {anchor} | {level} | " + " | ".join(columns) + " |")
+                lines.append(f"| {deployment} | {one.name}, {short(anchor)} | {level} | " + " | ".join(columns) + " |")
     return lines
 
 
@@ -208,8 +213,8 @@ def by_number(rows: list[Row]) -> list[str]:
     """Markdown table of the usual set of each class by the number of demonstrated acts: asks and excess."""
     counts = numbers(rows)
     lines = [
-        "| deployment | class | anchor | " + " | ".join(f"n = {n:,}" for n in counts) + " |",
-        "|---" * (3 + len(counts)) + "|",
+        "| | class, anchor | " + " | ".join(f"{n:,}" for n in counts) + " |",
+        "|---" * (2 + len(counts)) + "|",
     ]
     for deployment in DEPLOYMENTS:
         for one in CLASSES:
@@ -220,14 +225,14 @@ def by_number(rows: list[Row]) -> list[str]:
                     here = [row for row in here if math.isclose(row["alpha"], math.exp(-one.levels[0]))]
                     asks, excess = (mean(row[key] for row in here)[0] for key in ("ask_rate", "excess_nats"))
                     cells.append(f"{asks:.1%}, {excess:.3f}")
-                lines.append(f"| {deployment} | {one.name} | {anchor} | " + " | ".join(cells) + " |")
+                lines.append(f"| {deployment} | {one.name}, {short(anchor)} | " + " | ".join(cells) + " |")
     return lines
 
 
 def of_calibration(rows: list[Row]) -> list[str]:
     """Markdown table of what calibration chose, and in how many seeds the target was kept."""
     lines = [
-        "| deployment | n | within the target | log 1/alpha | expected at most | true excess | asks, % | reached |",
+        "| | n | within the target | log 1/alpha | expected at most | true excess | asks, % | reached |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for deployment in DEPLOYMENTS:
