@@ -42,6 +42,7 @@ from cautious_imitation import (
     finetune,
 )
 from cautious_imitation.atomic_files import write_bytes, write_text
+from cautious_imitation.comparison.cells import new_hypotheses
 from cautious_imitation.comparison.run import compare
 from cautious_imitation.config import CompareConfig
 from cautious_imitation.environments import dialogue_acts as acts
@@ -69,13 +70,14 @@ CLASSES = (
     Class("ContextTree", {"kind": "trees"}, (5.0, 2.0)),
     Class("ContextTree, anytime", {"kind": "trees", "plausible": "anytime"}, (-math.log(0.05),), bayesian=False),
 )
+USUAL = {one.name: math.exp(-one.levels[0]) for one in CLASSES}
 SHOWN = (
-    ("DirichletTree", "cautious-minimax", 2.5, "#0072b2", "o", "-"),
-    ("ContextTree", "cautious-minimax", 5.0, "#d55e00", "s", "-"),
-    ("ContextTree", "cautious-pointwise", 5.0, "#d55e00", "s", ":"),
-    ("ContextTree, anytime", "cautious-minimax", -math.log(0.05), "#009e73", "^", "-"),
-    ("ContextTree, anytime", "cautious-pointwise", -math.log(0.05), "#009e73", "^", ":"),
-    ("DirichletTree", "bayesian-asks-max-prob", 2.5, "#7a5195", "D", "--"),
+    ("DirichletTree", "cautious-minimax", "#0072b2", "o", "-"),
+    ("ContextTree", "cautious-minimax", "#d55e00", "s", "-"),
+    ("ContextTree", "cautious-pointwise", "#d55e00", "s", ":"),
+    ("ContextTree, anytime", "cautious-minimax", "#009e73", "^", "-"),
+    ("ContextTree, anytime", "cautious-pointwise", "#009e73", "^", ":"),
+    ("DirichletTree", "bayesian-asks-max-prob", "#7a5195", "D", "--"),
 )
 Row = dict[str, Any]
 
@@ -94,11 +96,9 @@ def measured(one: Class, asked: argparse.Namespace) -> list[Row]:
     return [{**row, "class": one.name} for row in compare(config, folder, asked.jobs, Console(stderr=True)).rows]
 
 
-def new_hypotheses(one: Class) -> Any:
-    """The class, which has learned nothing."""
-    settings = {key: value for key, value in one.settings.items() if key != "kind"}
-    kind: Any = ContextTree if one.settings["kind"] == "trees" else DirichletTree
-    return kind(acts.N_ACTS, 3, n_context_symbols=acts.N_SYMBOLS, start_symbol=acts.STUDENT_ENDED, **settings)
+def blank(one: Class) -> ContextTree | DirichletTree:
+    """The class as ``compare`` makes it, which has learned nothing."""
+    return new_hypotheses(CompareConfig.parse({"hypotheses": one.settings, "grids": {"none": {}}}))
 
 
 def demonstrations(n: int, seed: int) -> Demonstrations:
@@ -112,7 +112,7 @@ def covered(n: int, seed: int) -> list[Row]:
     contexts = world.contexts[world.agent_turn]
     rows = []
     for one in CLASSES:
-        plausible = new_hypotheses(one).fit(chats).plausible(contexts, math.exp(-one.levels[0]))
+        plausible = blank(one).fit(chats).plausible(contexts, USUAL[one.name])
         inside = plausible.covers(np.log(world.demonstrator[world.agent_turn]))
         rows.append({"class": one.name, "uncovered": int((~inside).sum()), "contexts": len(inside)})
     return rows
@@ -139,9 +139,9 @@ def calibrated(n: int, seed: int, out: Path) -> list[Row]:
     rows = []
     for deployment in DEPLOYMENTS:
         world = acts.dialogue_acts_world(deployment=deployment)
-        blank = new_hypotheses(CLASSES[0])
-        chosen = calibrate_alpha(
-            blank,
+        hypotheses = blank(CLASSES[0])
+        choice = calibrate_alpha(
+            hypotheses,
             chats,
             world,
             excess_nats=TARGET * BUDGET,
@@ -150,11 +150,11 @@ def calibrated(n: int, seed: int, out: Path) -> list[Row]:
             seed=seed,
             progress=False,
         )
-        anchor = CautiousImitator(blank.fit(chats), chosen.alpha)
+        anchor = CautiousImitator(hypotheses.fit(chats), choice.alpha)
         m = finetune(world, anchor, Regularizer(ExpectedBudget(BUDGET), ask_price=ASK_PRICE)).metrics
         rows.append(
-            {"n_demonstrations": n, "seed": seed, "deployment": deployment, "level": -math.log(chosen.alpha)}
-            | {"reached": chosen.reached, "estimated": chosen.excess_limit_nats, "excess_nats": m.excess_nats}
+            {"n_demonstrations": n, "seed": seed, "deployment": deployment, "level": -math.log(choice.alpha)}
+            | {"reached": choice.reached, "estimated": choice.excess_limit_nats, "excess_nats": m.excess_nats}
             | {"ask_rate": m.ask_rate, "reward": m.reward}
         )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +222,7 @@ def by_number(rows: list[Row]) -> list[str]:
                 cells = []
                 for n in counts:
                     here = chosen(rows, deployment=deployment, anchor=anchor, n_demonstrations=n, **{"class": one.name})
-                    here = [row for row in here if math.isclose(row["alpha"], math.exp(-one.levels[0]))]
+                    here = [row for row in here if math.isclose(row["alpha"], USUAL[one.name])]
                     asks, excess = (mean(row[key] for row in here)[0] for key in ("ask_rate", "excess_nats"))
                     cells.append(f"{asks:.1%}, {excess:.3f}")
                 lines.append(f"| {deployment} | {one.name}, {short(anchor)} | " + " | ".join(cells) + " |")
@@ -260,13 +260,12 @@ def figure(rows: list[Row]) -> Figure:
             (("ask_rate", "share of decisions asked"), ("excess_nats", "excess, nats"))
         ):
             ax = axes[line][column]
-            for k, (name, anchor, level, colour, marker, style) in enumerate(SHOWN):
-                drawn_key = "kl_over" if anchor.startswith("bayesian") and key == "excess_nats" else key
+            for k, (name, anchor, colour, marker, style) in enumerate(SHOWN):
                 points = []
                 for n in counts:
                     cell = chosen(rows, deployment=deployment, anchor=anchor, n_demonstrations=n, **{"class": name})
-                    cell = [row for row in cell if math.isclose(row["alpha"], math.exp(-level))]
-                    points.append(mean(row[drawn_key] for row in cell))
+                    cell = [row for row in cell if math.isclose(row["alpha"], USUAL[name])]
+                    points.append(mean(row[key] for row in cell))
                 y, half = np.array(points).T
                 x = np.array(counts) * 1.03 ** (k - len(SHOWN) / 2)
                 what = "Bayesian, asks as often" if anchor.startswith("bayesian") else f"{name}, {anchor[9:]}"
@@ -294,10 +293,9 @@ def figure(rows: list[Row]) -> Figure:
 
 def summary(rows: list[Row]) -> list[Row]:
     """Means over seeds of each set at its usual level."""
-    usual = {one.name: math.exp(-one.levels[0]) for one in CLASSES}
     found = []
     for row in rows:
-        if row["seed"] == 0 and row["alpha"] is not None and math.isclose(row["alpha"], usual[row["class"]]):
+        if row["seed"] == 0 and row["alpha"] is not None and math.isclose(row["alpha"], USUAL[row["class"]]):
             setting = {key: row[key] for key in ("class", "anchor", "deployment", "n_demonstrations", "alpha")}
             cell = chosen(rows, **setting)
             keys = ("ask_rate", "excess_nats", "coverage", "reward", "kl_demonstrator_nats")
@@ -323,8 +321,6 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put table and figure into docs")
     arguments = parser.parse_args()
     rows = [row for one in CLASSES for row in measured(one, arguments)]
-    for row in rows:
-        row["kl_over"] = max(row["kl_demonstrator_nats"] - row["free_charge_nats"], 0.0)
     todo = [(n, seed) for n in arguments.numbers for seed in range(arguments.seeds)]
     coverage = [row for n, seed in todo for row in covered(n, seed)]
     shown = 10_000 if 10_000 in arguments.numbers else arguments.numbers[-1]

@@ -98,6 +98,16 @@ def test_means_are_those_of_samples_from_the_posterior() -> None:
         assert (divergence > level * least).mean() <= 1 / level
 
 
+def test_who_inherits_inherits_the_doubt() -> None:
+    """The parent's own distribution is not known either, and its mean of log theta is not the log of its mean."""
+    parent = root_posterior(np.array([[3, 0, 1]]))
+    nothing, above = np.zeros((1, 3), dtype=np.int64), np.array([[3, 0, 1]])
+    samples = np.random.default_rng(4).dirichlet([3.5, 0.5, 1.5], 400_000)
+    found = child_posteriors(nothing, above, parent, GRID, np.array([1e-9, 1e-9, 1.0]))
+    np.testing.assert_allclose(found.mean[0], samples.mean(axis=0), atol=2e-3)
+    np.testing.assert_allclose(found.log_mean[0], np.log(samples).mean(axis=0), rtol=1e-2)
+
+
 def test_the_root_is_dirichlet_with_half_a_count() -> None:
     found = root_posterior(np.array([[3, 0, 1]]))
     np.testing.assert_allclose(found.mean[0], [3.5 / 5.5, 0.5 / 5.5, 1.5 / 5.5])
