@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -27,11 +28,11 @@ from cautious_imitation.types import Array
 
 Floats = NDArray[np.float64]
 
-LOG_INVERSE_ALPHAS = tuple(0.25 * step for step in range(2, 49))
-"""The levels log(1/alpha) that are tried: 0.5 to 12 in steps of 0.25."""
+LOG_INVERSE_ALPHAS = (*(0.25 * step for step in range(2, 48)), *range(12, 25))
+"""The levels log(1/alpha) that are tried: 0.5 to 12 in steps of 0.25, and on to 24 in steps of 1."""
 
 _PER_SYMBOL = 20
-_FEWEST_REPLICATES = 39
+_FEWEST_REPLICATES = 19
 _SHORTEST_CHAT, _LONGEST_CHAT = 16, 256
 _TOLERANCE = 1e-3
 """Of the solver: the excess moves by a few percent, far less than between replicates, at half of the sweeps."""
@@ -45,12 +46,12 @@ class Calibration:
         alpha: the largest level whose excess stays within the target; the smallest of all if none does.
         reached: whether one does.
         excess_nats: the target.
-        excess_limit_nats: at ``alpha``, an upper prediction limit: a new draw of demonstrations has a smaller excess
-            with probability 39/40, were the pilot the demonstrator and ``alpha`` fixed in advance.
+        excess_limit_nats: at ``alpha``, the largest excess of the n replicates. It is an upper prediction limit: a new
+            draw of demonstrations has a smaller one with probability n / (n + 1), were the pilot the demonstrator and
+            ``alpha`` fixed in advance.
         budget_nats: the budget that the policies were optimised within.
         log_inverse_alphas: ``[levels]`` the log(1/alpha) that were tried, increasing.
-        replicate_excess_nats: ``[levels, replicates]`` excess of an episode in nats; nan where a level was given up
-            before.
+        replicate_excess_nats: ``[levels, replicates]`` excess of an episode in nats; nan where it did not matter.
         replicate_ask_rates: ``[levels, replicates]`` share of decisions that are questions; nan there, too.
         message: all this in words; also what ``str`` gives.
     """
@@ -83,7 +84,7 @@ def calibrate_alpha(
     budget_nats: float,
     caution: Caution = "minimax",
     ask_price: float = 0.0,
-    n_replicates: int = 39,
+    n_replicates: int = 99,
     seed: int = 0,
     log_inverse_alphas: Sequence[float] = LOG_INVERSE_ALPHAS,
     progress: bool = True,
@@ -92,9 +93,9 @@ def calibrate_alpha(
 
     A pilot, ``pilot_world``, stands in for the demonstrator. Demonstrations are simulated from it, ``n_replicates``
     times and as many as there are; the hypotheses learn them, the policy is optimised exactly in ``world``, and its
-    excess over the pilot is known. The levels are searched by bisection, as if the excess fell with alpha everywhere.
-    A level is accepted if the order statistic ceil(39/40 (n + 1)) of its n excesses is within the target (the largest
-    one for 39), and given up as soon as it cannot be.
+    excess over the pilot is known. A level is accepted if every replicate keeps the target at it. It is looked for
+    replicate by replicate, each raising it as far as it needs, as if the excess fell with alpha everywhere; whether all
+    replicates keep the target at the level that is found is then checked without that assumption.
 
     The result is measured, not proven: it is as good as the pilot resembles the demonstrator.
 
@@ -107,7 +108,8 @@ def calibrate_alpha(
         budget_nats: expected charge of an episode that the policy may spend.
         caution: what it is charged, see ``CautiousImitator``.
         ask_price: units of reward that a question costs.
-        n_replicates: how many sets of demonstrations are simulated, at least 39.
+        n_replicates: n, how many sets of demonstrations are simulated, at least 19. Were the pilot the demonstrator,
+            new demonstrations would keep the target with probability n / (n + 1).
         seed: of the simulations; the same seed gives the same result.
         log_inverse_alphas: the levels to choose from, increasing.
         progress: show a progress bar on standard error.
@@ -151,7 +153,7 @@ def calibrate_alpha(
         return metrics.excess_nats, metrics.ask_rate
 
     search = _Search(levels, n_replicates, excess_nats, measure)
-    with _bar(progress, n_replicates * len(levels).bit_length()) as advance:
+    with _bar(progress, 2 * n_replicates) as advance:
         chosen = search.smallest_accepted(advance)
     return search.calibration(chosen, budget_nats)
 
@@ -205,7 +207,7 @@ def pilot_world(demonstrations: Demonstrations, world: FiniteWorld) -> tuple[Fin
 
 
 class _Search:
-    """Bisection over levels, each judged by replicates that are computed only where they can still matter."""
+    """The smallest level at which every replicate keeps the target; what does not matter to it is not computed."""
 
     def __init__(
         self,
@@ -217,39 +219,45 @@ class _Search:
         self.levels, self.target, self.measure = levels, target, measure
         self.excess = np.full((len(levels), n_replicates), np.nan)
         self.ask_rates = self.excess.copy()
-        self.rank = -(-39 * (n_replicates + 1) // 40)
 
-    def smallest_accepted(self, advance: Callable[[int | None], None]) -> int | None:
-        low, high = 0, len(self.levels)
-        n_tried = 0
-        while low < high:
-            middle = (low + high) // 2
-            accepted = self.accepts(middle, advance)
-            low, high = (low, middle) if accepted else (middle + 1, high)
-            n_tried += 1
-            advance(n_tried * self.excess.shape[1])
-        return low if low < len(self.levels) else None
+    def smallest_accepted(self, advance: Callable[[int], None]) -> int | None:
+        level = 0
+        for replicate in range(self.excess.shape[1]):
+            level = self.raised(level, replicate)
+            advance(replicate + 1)
+        while level < len(self.levels):
+            if self.accepts(level, advance):
+                return level
+            level += 1
+        return None
 
-    def accepts(self, level: int, advance: Callable[[int | None], None], *, to_the_end: bool = False) -> bool:
-        n_replicates = self.excess.shape[1]
-        # Those that were worst before are the first to exceed the target again.
-        for replicate in np.argsort(-np.fmax.reduce(self.excess, axis=0, initial=0.0), kind="stable"):
-            if np.isnan(self.excess[level, replicate]):
-                found = self.measure(self.levels[level], int(replicate))
-                self.excess[level, replicate], self.ask_rates[level, replicate] = found
-                advance(None)
-            rejected = np.count_nonzero(self.excess[level] > self.target) > n_replicates - self.rank
-            if rejected and not to_the_end:
+    def raised(self, level: int, replicate: int) -> int:
+        """The smallest level from ``level`` on that ``replicate`` keeps the target at; one past the last if none is."""
+        n_levels = len(self.levels)
+        if level == n_levels or self.keeps(level, replicate):
+            return level
+        return bisect_left(range(n_levels), True, lo=level + 1, key=lambda other: self.keeps(other, replicate))
+
+    def accepts(self, level: int, advance: Callable[[int], None]) -> bool:
+        for replicate in range(self.excess.shape[1]):
+            if not self.keeps(level, replicate):
                 return False
-        return not rejected
+            advance(self.excess.shape[1] + replicate + 1)
+        return True
+
+    def keeps(self, level: int, replicate: int) -> bool:
+        if np.isnan(self.excess[level, replicate]):
+            found = self.measure(self.levels[level], replicate)
+            self.excess[level, replicate], self.ask_rates[level, replicate] = found
+        return bool(self.excess[level, replicate] <= self.target)
 
     def calibration(self, chosen: int | None, budget_nats: float) -> Calibration:
         level = len(self.levels) - 1 if chosen is None else chosen
-        if chosen is None:
-            self.accepts(level, lambda _: None, to_the_end=True)
-        limit = float(np.sort(self.excess[level])[self.rank - 1])
-        alpha, asks = exp(-self.levels[level]), np.median(self.ask_rates[level])
         n_replicates = self.excess.shape[1]
+        for replicate in range(n_replicates):
+            self.keeps(level, replicate)
+        limit = float(self.excess[level].max())
+        alpha, asks = exp(-self.levels[level]), np.median(self.ask_rates[level])
         at = f"log(1/alpha) = {self.levels[level]:g}"
         if chosen is None:
             message = (
@@ -371,16 +379,16 @@ def _checked_settings(
         raise ValueError(f"caution must be one of {', '.join(get_args(Caution))}, got {caution!r}")
     if not n_replicates >= _FEWEST_REPLICATES:
         raise ValueError(
-            f"n_replicates must be at least {_FEWEST_REPLICATES}, got {n_replicates!r}; the largest of 39 bounds a new "
-            "draw with probability 39/40"
+            f"n_replicates must be at least {_FEWEST_REPLICATES}, got {n_replicates!r}; the largest of n bounds a new "
+            "draw with probability n / (n + 1)"
         )
     return Regularizer(ExpectedBudget(budget_nats), ask_price=ask_price)
 
 
 @contextmanager
 def _bar(show: bool, total: int) -> Any:
-    """A function that moves a progress bar: by one, or to a number."""
+    """A function that says how much of a progress bar is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
         task = bar.add_task("calibrating alpha", total=total)
-        yield lambda done: bar.advance(task) if done is None else bar.update(task, completed=done)
+        yield lambda done: bar.update(task, completed=done)

@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cautious_imitation import CompareConfig
+from cautious_imitation.divergences import kl
+from cautious_imitation.environments.dialogue_acts import dialogue_acts_world
 from tests.tiny_folders import write_folder
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +78,49 @@ def test_frontier(tmp_path: Path) -> None:
     assert {row["class"] for row in found["coverage"]} == {name for name, _, _ in rows}
     assert all(row["uncovered"] == 0 for row in found["coverage"] if row["class"] == "ContextTree, anytime")
     assert figures("frontier", *size) == found, "a second run reads what the first one wrote"
+
+
+def test_proven_asks() -> None:
+    rows = figures("proven_asks", "--number", "500", "--seeds", "2", "--horizon", "4")["rows"]
+    assert len(rows) == 3 * 2 * 2
+    asks = {(row["rule"], row["deployment"], row["seed"]): row["ask_rate"] for row in rows}
+    for (rule, deployment, seed), rate in asks.items():
+        assert 0 <= rate <= asks["library", deployment, seed] + 1e-6
+        if rule == "known":
+            assert asks["known, one context", deployment, seed] < rate
+    assert all((row["coverage"], row["excess_nats"]) == (1, 0) for row in rows if row["rule"] == "library")
+
+
+def test_proven_asks_are_of_likelihood_ratios() -> None:
+    sys.path.insert(0, str(ROOT / "baselines"))
+    try:
+        import proven_asks as bound  # type: ignore[import-not-found,unused-ignore]
+    finally:
+        sys.path.pop(0)
+    chats, world = bound.demonstrations(500, 0), dialogue_acts_world()
+    found, start = bound.sets(chats, world), world.contexts[world.start].tolist()
+    states = np.flatnonzero(world.agent_turn)
+    said: dict[tuple[int, ...], list[int]] = {}
+    for sequence in chats.sequences:
+        history = start + sequence.tolist()
+        for t, symbol in enumerate(sequence.tolist()):
+            if symbol < world.n_actions:
+                said.setdefault(tuple(history[t : t + 3]), []).append(symbol)
+    theta = np.random.default_rng(0).dirichlet(np.ones(world.n_actions), len(states))
+    inside = 0
+    for row, (state, other) in enumerate(zip(states, theta, strict=True)):
+        seen = said.get(tuple(world.contexts[state].tolist()), [])
+        ratio = sum(np.log(world.demonstrator[state, a] / other[a]) for a in seen)
+        plausible = found["known, one context"]
+        radius, centre = plausible.radii_nats[row, -1], plausible.log_centres[row, -1]
+        contained = bool(kl(centre, np.log(other)) <= radius)
+        assert contained == (ratio <= -np.log(0.05)), "a set holds what the data are not 20 times less probable under"
+        inside += contained
+        if seen:
+            place = list(said).index(tuple(world.contexts[state].tolist())) + 1
+            share = 1.5 * np.log(100 + place) - 0.5 * np.log(100) + np.log(2)
+            assert found["known"].radii_nats[row, -1] == pytest.approx(radius + share / len(seen))
+    assert 10 < inside < len(states) - 10
 
 
 def test_solver_speed() -> None:

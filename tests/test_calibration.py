@@ -27,6 +27,7 @@ SETTINGS: dict[str, Any] = {
     "excess_nats": TARGET,
     "budget_nats": 1.0,
     "ask_price": 0.05,
+    "n_replicates": 19,
     "log_inverse_alphas": LEVELS,
     "progress": False,
 }
@@ -149,28 +150,52 @@ def every_level() -> Any:
     return np.concatenate([row.replicate_excess_nats for row in rows])
 
 
-@pytest.mark.parametrize("n_replicates", [39, 40, 78, 79, 119, 120])
-def test_a_level_is_judged_by_the_order_statistic(n_replicates: int) -> None:
+def searched(excess: Any, target: float) -> tuple[_Search, list[tuple[int, int]]]:
+    """A search over levels 0, 1, ... with known excess ``[levels, replicates]``, and what it asks for."""
+    calls: list[tuple[int, int]] = []
+
+    def measure(level: float, replicate: int) -> tuple[float, float]:
+        calls.append((int(level), replicate))
+        return float(excess[int(level), replicate]), 0.0
+
+    return _Search(tuple(range(len(excess))), excess.shape[1], target, measure), calls
+
+
+@pytest.mark.parametrize("n_replicates", [1, 19, 39, 99])
+def test_a_level_is_judged_by_its_largest_excess(n_replicates: int) -> None:
     rng = np.random.default_rng(n_replicates)
-    rank = int(np.ceil(0.975 * (n_replicates + 1) - 1e-9))
     for _ in range(50):
         excess = -np.sort(-rng.random((12, n_replicates)), axis=0)
         target = float(rng.random())
-        calls: list[tuple[int, int]] = []
-
-        def measure(level: float, replicate: int, excess: Any = excess, calls: Any = calls) -> tuple[float, float]:
-            calls.append((int(level), replicate))
-            return float(excess[int(level), replicate]), 0.0
-
-        search = _Search(tuple(range(12)), n_replicates, target, measure)
-        limits = np.sort(excess, axis=1)[:, rank - 1]
+        search, calls = searched(excess, target)
+        limits = excess.max(axis=1)
         accepted = np.flatnonzero(limits <= target)
         chosen = search.smallest_accepted(lambda _: None)
         assert chosen == (accepted[0] if len(accepted) else None)
         assert len(calls) == len(set(calls))
+        records = len({level for level, _ in calls})
+        assert len(calls) <= 2 * n_replicates + 4 * records, "measured what cannot matter"
         result = search.calibration(chosen, 1.0)
         assert result.excess_limit_nats == limits[11 if chosen is None else chosen]
         assert result.n_replicates == n_replicates
+
+
+def test_an_excess_that_does_not_fall_with_alpha_is_noticed() -> None:
+    rng = np.random.default_rng(0)
+    raised = 0
+    for _ in range(200):
+        excess = rng.random((8, 5)) * np.linspace(1, 0.3, 8)[:, None]
+        search, _ = searched(excess, 0.5)
+        chosen = search.smallest_accepted(lambda _: None)
+        if chosen is None:
+            continue
+        assert excess[chosen].max() <= 0.5
+        found_first, _ = searched(excess, 0.5)
+        level = 0
+        for replicate in range(5):
+            level = found_first.raised(level, replicate)
+        raised += chosen > level
+    assert raised > 10, "never put to the test"
 
 
 def test_the_chosen_level_holds_for_the_true_demonstrator() -> None:
@@ -225,8 +250,8 @@ def test_the_message_says_what_was_chosen() -> None:
     found = calibrated()
     assert str(found) == found.message
     assert f"log(1/alpha) = {-np.log(found.alpha):g}" in found.message
-    assert f"the limit {found.excess_limit_nats:.3g} nats over 39 replicates" in found.message
-    assert (found.excess_nats, found.budget_nats, found.n_replicates) == (TARGET, 1.0, 39)
+    assert f"the limit {found.excess_limit_nats:.3g} nats over 19 replicates" in found.message
+    assert (found.excess_nats, found.budget_nats, found.n_replicates) == (TARGET, 1.0, 19)
 
 
 def test_progress_is_shown_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +262,7 @@ def test_progress_is_shown_on_standard_error(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "calibrating alpha" in shown.err
-    assert "39/39" in shown.err
+    assert "38/38" in shown.err
 
 
 def test_plain_sequences_will_do() -> None:
@@ -264,7 +289,7 @@ def test_too_few_demonstrations_say_how_many_are_needed() -> None:
         ("budget_nats", float("inf"), r"budget_nats must be at least 0 and finite, got inf"),
         ("caution", "extreme", r"caution must be one of pointwise, minimax, got 'extreme'"),
         ("ask_price", -0.5, r"ask_price must be at least 0 units of reward, got -0.5"),
-        ("n_replicates", 38, r"n_replicates must be at least 39, got 38"),
+        ("n_replicates", 18, r"n_replicates must be at least 19, got 18"),
         ("log_inverse_alphas", (), r"log_inverse_alphas must be increasing numbers from 0 on, got \(\)"),
         ("log_inverse_alphas", (2.0, 1.0), r"log_inverse_alphas must be increasing"),
         ("log_inverse_alphas", (-1.0, 1.0), r"log_inverse_alphas must be increasing"),

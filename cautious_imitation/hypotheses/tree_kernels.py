@@ -39,7 +39,7 @@ KT, PROFILE = 0, 1
 NONE, SUPPORT, BIC = 0, 1, 2
 BEST, TOTAL, ANYTIME = 0, 1, 2
 
-_FIRST_SHARES = 100.0
+FIRST_SHARES = 100.0
 """About how many nodes get shares of delta of one size before shares begin to fall."""
 
 
@@ -201,7 +201,7 @@ def anytime_slacks(
         row = counts_of(counts, node, n_symbols)
         for a in range(n_symbols):
             entropy -= _n_log_n(np.float64(row[a]))
-        log_share = 1.5 * np.log(_FIRST_SHARES + odds[node + ORDER]) - 0.5 * np.log(_FIRST_SHARES) + np.log(2.0)
+        log_share = 1.5 * np.log(FIRST_SHARES + odds[node + ORDER]) - 0.5 * np.log(FIRST_SHARES) + np.log(2.0)
         slack[depth] = max(0.0, log_share - log_alpha + odds[node + LOSS] - entropy)
     return depth + 1
 
