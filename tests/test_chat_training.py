@@ -94,7 +94,10 @@ def _stamp(folder: Path) -> float:
 
 
 def test_two_processes_train_as_one(unbroken: tuple[list[dict[str, Any]], dict[str, Any]], tmp_path: Path) -> None:
-    """As ``accelerate launch`` and ``torchrun`` start them; sums have another order, and nothing else."""
+    """As ``accelerate launch`` and ``torchrun`` start them; sums have another order, and nothing else.
+
+    How far their rounding grows in five updates depends on the processor: the price of a nat was seen 1.2e-4 apart.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -106,7 +109,7 @@ def test_two_processes_train_as_one(unbroken: tuple[list[dict[str, Any]], dict[s
     for ours, alone in zip(points, unbroken[0], strict=True):
         assert ours.keys() == alone.keys()
         for name, value in alone.items():
-            assert ours[name] == (value if isinstance(value, str | None) else pytest.approx(value, rel=1e-4, abs=1e-5))
+            assert ours[name] == (value if isinstance(value, str | None) else pytest.approx(value, rel=1e-3, abs=1e-5))
         assert ours["decisions"] == alone["decisions"]
     for name, values in unbroken[1].items():
         np.testing.assert_allclose(weights[name], values, rtol=1e-3, atol=1e-5)

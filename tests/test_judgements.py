@@ -175,8 +175,9 @@ def test_many_judges_at_once_get_a_pair_each(log: JudgementLog) -> None:
 
 
 def test_a_lease_takes_time(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="lease_seconds must be positive, got 0"):
-        JudgementLog(tmp_path / "questions.db", lease_seconds=0)
+    for seconds in (0, float("inf")):
+        with pytest.raises(ValueError, match=f"lease_seconds must be positive and finite, got {seconds}"):
+            JudgementLog(tmp_path / "questions.db", lease_seconds=seconds)
 
 
 @given(st.text(max_size=20))

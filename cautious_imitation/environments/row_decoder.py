@@ -163,7 +163,7 @@ class RowDecoder:
         states = [layer[:, -1].to(last.dtype) for layer in seen] + [last[:, : self._model.head_width]]
         hidden = torch.stack(states, dim=1)
         lengths = torch.full((len(tokens),), tokens.shape[1]) if block is None else block.lengths + 1
-        return _Block(_keys_values(kept, int(lengths.max()), self._model), state, lengths), last, hidden
+        return _Block(self._model.keys_values(kept, int(lengths.max())), state, lengths), last, hidden
 
 
 def _blocks(model: LanguageModel, hidden_layers: int) -> list[tuple[Any, bool]]:
@@ -181,22 +181,6 @@ def _blocks(model: LanguageModel, hidden_layers: int) -> list[tuple[Any, bool]]:
         )
     numbers = range(depth - hidden_layers + 1, depth)
     return [(RecentContext(layer=max(number, 1) / depth).block(model.trunk), number == 0) for number in numbers]
-
-
-def _keys_values(cache: Any, columns: int, model: LanguageModel) -> list[tuple[Tensor, Tensor]]:
-    layers = getattr(cache, "layers", None) or ()
-    kept = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
-    complete = [
-        (keys, values)
-        for keys, values in kept
-        if isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.shape[-2] == columns
-    ]
-    if not kept or len(complete) != len(kept):
-        raise ValueError(
-            f"model must keep the keys and values of all tokens, which {type(model.network).__name__} does not; use a "
-            "network with plain attention layers"
-        )
-    return complete
 
 
 def _columns(values: Tensor, index: Tensor, columns: int) -> Tensor:

@@ -85,7 +85,7 @@ class GrowingRows:
             chunk, None if whole else present, (self._cache(numbers, columns), None)
         )
         last = features[torch.arange(len(chunk), device=features.device), (n_new - 1).to(features.device)]
-        layers = _keys_values(cache, columns + longest, self._model)
+        layers = self._model.keys_values(cache, columns + longest)
         if not bool(present[:, -1].all()):
             # What is not there goes to the left.
             order = present.long().argsort(dim=1, stable=True)[:, None, :, None]
@@ -152,19 +152,3 @@ def _in_order(values: Tensor, order: Tensor) -> Tensor:
 def _wider(tokens: Tensor, length: int) -> Tensor:
     """``tokens`` with zeros on the right, ``length`` columns at least."""
     return torch.nn.functional.pad(tokens, (0, max(length - tokens.shape[1], 0)))
-
-
-def _keys_values(cache: Any, columns: int, model: LanguageModel) -> list[tuple[Tensor, Tensor]]:
-    layers = getattr(cache, "layers", None) or ()
-    kept = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
-    complete = [
-        (keys, values)
-        for keys, values in kept
-        if isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.shape[-2] == columns
-    ]
-    if not kept or len(complete) != len(kept):
-        raise ValueError(
-            f"model must keep the keys and values of all tokens, which {type(model.network).__name__} does not; use a "
-            "network with plain attention layers"
-        )
-    return complete

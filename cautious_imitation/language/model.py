@@ -281,6 +281,26 @@ class LanguageModel(Reader):
         logits: Tensor = self.head(features[..., : self.head_width].to(self.head.weight.dtype))[..., : self.n_symbols]
         return logits.to(self.dtype)
 
+    def keys_values(self, cache: Any, columns: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of every layer, ``[R, H, columns, D]`` each, in a cache of the trunk.
+
+        Raises:
+            ValueError: if the network does not keep those of all ``columns`` tokens in every layer.
+        """
+        layers = getattr(cache, "layers", None) or ()
+        kept = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+        complete = [
+            (keys, values)
+            for keys, values in kept
+            if isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.shape[-2] == columns
+        ]
+        if not kept or len(complete) != len(kept):
+            raise ValueError(
+                f"model must keep the keys and values of all tokens, which {type(self.network).__name__} does not; use "
+                "a network with plain attention layers"
+            )
+        return complete
+
     def _start_token(self, start_token: int | None) -> int | None:
         for source in (self.tokenizer, self.network.config):
             if start_token is None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from os import PathLike
-from pathlib import Path
 from uuid import uuid4
 
 from pydantic import TypeAdapter
 
 from cautious_imitation.demonstrations import Message
-from cautious_imitation.oracles.database import Database
+from cautious_imitation.oracles.leased_log import LeasedLog
 from cautious_imitation.oracles.protocol import AnswerConflict, UnknownQuery
 
 
@@ -87,7 +84,7 @@ class JudgementCounts:
     by_person: dict[str, int]
 
 
-class JudgementLog:
+class JudgementLog(LeasedLog):
     """A queue of pairs in one file, for any number of processes that post and people who judge.
 
     The file may be the one of a ``QueryLog``. As there, every method is one transaction.
@@ -100,8 +97,10 @@ class JudgementLog:
 
     Raises:
         LogError: from any method, if the file cannot be read or written.
+        ValueError: if ``lease_seconds`` is not positive and finite, or ``busy_seconds`` negative.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> folder = tempfile.TemporaryDirectory()
     >>> log = JudgementLog(Path(folder.name, "questions.db"))
     >>> log.post([TranscriptPair("Which reply is better?", (), (), id="a")])
@@ -113,29 +112,6 @@ class JudgementLog:
     (<Verdict.TIE: 'tie'>, 1)
     >>> log.close(); folder.cleanup()
     """
-
-    def __init__(
-        self,
-        path: str | PathLike[str],
-        *,
-        lease_seconds: float = 300.0,
-        busy_seconds: float = 30.0,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        if not lease_seconds > 0:
-            raise ValueError(f"lease_seconds must be positive, got {lease_seconds!r}")
-        self.database = Database(path, busy_seconds)
-        self.lease_seconds = lease_seconds
-        self._clock = clock
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.database.path
-
-    def close(self) -> None:
-        """Close the file; it opens again when it is needed."""
-        self.database.close()
 
     def post(self, pairs: Iterable[TranscriptPair]) -> None:
         """Ask for judgements; a pair that is there already is not asked twice.

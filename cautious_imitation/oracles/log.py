@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from os import PathLike
-from pathlib import Path
 
-from cautious_imitation.oracles.database import Database
 from cautious_imitation.oracles.entries import (
     STATUS_NOW,
     STORED_AS,
@@ -29,12 +24,13 @@ from cautious_imitation.oracles.entries import (
     written_answer,
     written_query,
 )
+from cautious_imitation.oracles.leased_log import LeasedLog
 from cautious_imitation.oracles.protocol import Answer, AnswerConflict, Decline, Query, UnknownQuery, check_answer
 
 __all__ = ["Entry", "LogStatistics", "QueryLog", "Status"]
 
 
-class QueryLog:
+class QueryLog(LeasedLog):
     """A queue of questions in one file, for any number of processes that ask and people who answer.
 
     A question is open until somebody claims it, for as long as the lease lasts, and answers or declines it; it expires
@@ -53,6 +49,7 @@ class QueryLog:
         ValueError: if ``lease_seconds`` is not positive and finite, or ``busy_seconds`` negative.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> from cautious_imitation.oracles.protocol import Act
     >>> folder = tempfile.TemporaryDirectory()
     >>> log = QueryLog(Path(folder.name, "questions.db"))
@@ -65,29 +62,6 @@ class QueryLog:
     (<Status.ANSWERED: 'answered'>, 1)
     >>> log.close(); folder.cleanup()
     """
-
-    def __init__(
-        self,
-        path: str | PathLike[str],
-        *,
-        lease_seconds: float = 300.0,
-        busy_seconds: float = 30.0,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        if not 0 < lease_seconds < math.inf:
-            raise ValueError(f"lease_seconds must be positive and finite, got {lease_seconds!r}")
-        self.database = Database(path, busy_seconds)
-        self.lease_seconds = lease_seconds
-        self._clock = clock
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.database.path
-
-    def close(self) -> None:
-        """Close the file; it opens again when it is needed."""
-        self.database.close()
 
     def post(self, queries: Iterable[Query]) -> None:
         """Ask questions; one that is there already is not asked twice.

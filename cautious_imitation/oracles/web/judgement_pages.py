@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from contextlib import suppress
 from hashlib import sha256
 
@@ -13,7 +12,8 @@ from starlette.routing import Route
 from cautious_imitation.demonstrations import Message
 from cautious_imitation.oracles.judgements import Judgement, Verdict
 from cautious_imitation.oracles.protocol import AnswerConflict, Query, UnknownQuery
-from cautious_imitation.oracles.web.desk import Desk, FormError, Remembered, address, id_in, person, sent_to, visit_of
+from cautious_imitation.oracles.web.claimed_pages import ClaimedPages
+from cautious_imitation.oracles.web.desk import Desk, FormError, address, id_in, person, visit_of
 from cautious_imitation.oracles.web.question_view import QuestionView, question_view
 
 _CHOICES = ("a", "b", "tie")
@@ -49,7 +49,7 @@ def choice_of(id: str, verdict: Verdict) -> str:
     return next(choice for choice in _CHOICES if verdict_of(id, choice) is verdict)
 
 
-class JudgementPages:
+class JudgementPages(ClaimedPages[Judgement]):
     """Pairs, one at a time.
 
     Args:
@@ -57,9 +57,8 @@ class JudgementPages:
     """
 
     def __init__(self, desk: Desk) -> None:
-        self._desk, self._log = desk, desk.judgements
-        self._skipped = Remembered[bool]()
-        self._views = Remembered[str]()
+        super().__init__(desk, desk.judgements, "/judgements/", "pair")
+        self._log = desk.judgements
 
     def routes(self) -> list[Route]:
         """The addresses of these pages."""
@@ -68,11 +67,7 @@ class JudgementPages:
             Route("/judgements/next", self.next),
             Route("/judgements/pair", self.pair),
             Route("/judgements/judge", self.judge, methods=["POST"]),
-            Route("/judgements/skip", self.skip, methods=["POST"]),
-            Route("/judgements/again", self.again, methods=["POST"]),
-            Route("/judgements/undo", self.undo, methods=["POST"]),
-            Route("/judgements/renew", self.renew, methods=["POST"]),
-            Route("/judgements/release", self.release, methods=["POST"]),
+            *self.claimed_routes(),
         ]
 
     def overview(self, request: Request) -> Response:
@@ -85,14 +80,14 @@ class JudgementPages:
             latest=self._log.results(limit=20, newest_first=True),
             who=who,
             done=self._done(request, who),
-            n_skipped=len(self._skipped.of(who)),
+            n_skipped=len(self.skipped.of(who)),
             choice_of=choice_of,
         )
 
     def next(self, request: Request) -> Response:
         """The oldest pair that is free and was not skipped."""
         who, done = person(request), request.query_params.get("done")
-        pair = self._log.next(who, skip=self._skipped.of(who)) if request.method != "HEAD" else None
+        pair = self._log.next(who, skip=self.skipped.of(who)) if request.method != "HEAD" else None
         if pair is None:
             return RedirectResponse(address("/judgements", done=done), 303)
         return RedirectResponse(address("/judgements/pair", id=pair.id, done=done), 303)
@@ -103,7 +98,7 @@ class JudgementPages:
         if request.method != "HEAD" and self._log.entry(id).verdict is None:
             # Somebody may be at it, which the entry says then.
             with suppress(AnswerConflict):
-                self._log.claim(id, who)
+                self._claim(id, who)
         return self._shown(request, self._log.entry(id), who)
 
     def judge(self, request: Request) -> Response:
@@ -115,51 +110,11 @@ class JudgementPages:
         except FormError as error:
             return self._shown(request, self._log.entry(id), who, 422, str(error))
         self._log.judge(id, verdict, who)
-        self._skipped.drop((who, id))
-        return sent_to(request, address("/judgements/next", done=id))
+        self.skipped.drop((who, id))
+        return self._onward(request, done=id)
 
-    def skip(self, request: Request) -> Response:
-        """Leave a pair to others and go on."""
-        who, id = person(request), id_in(request)
-        self._log.release(id, who)
-        self._skipped.put((who, id), True)
-        return sent_to(request, "/judgements/next")
-
-    def again(self, request: Request) -> Response:
-        """Go through the skipped pairs again."""
-        who = person(request)
-        for id in self._skipped.of(who):
-            self._skipped.drop((who, id))
-        return sent_to(request, "/judgements/next")
-
-    def undo(self, request: Request) -> Response:
-        """Take one's verdict back and show the pair again."""
-        who, id = person(request), id_in(request)
-        self._log.undo(id, who)
-        if (leaving := id_in(request, "leaving")) and leaving != id:
-            self._log.release(leaving, who)
-        return sent_to(request, address("/judgements/pair", id=id))
-
-    def renew(self, request: Request) -> Response:
-        """Keep a claim for as long as the page is open."""
-        self._log.claim(id_in(request), person(request))
-        return Response(status_code=204)
-
-    def release(self, request: Request) -> Response:
-        """Give a claim back when the page is left, unless the same person has opened the pair again since."""
-        who, form = person(request), visit_of(request).form
-        id = id_in(request)
-        if self._views.get((who, id)) in (None, form.get("view")):
-            self._log.release(id, who)
-        return Response(status_code=204)
-
-    def conflict(self, request: Request, problem: str) -> Response:
-        """What became of a pair that somebody else has judged, or is at."""
-        try:
-            entry = self._log.entry(id_in(request))
-        except UnknownQuery:
-            return self._desk.page(request, "problem.html.jinja", 409, title="Not kept", problem=problem, typed="")
-        return self._shown(request, entry, person(request), 409, problem)
+    def _claim(self, id: str, who: str) -> object:
+        return self._log.claim(id, who)
 
     def _done(self, request: Request, who: str) -> Judgement | None:
         done = request.query_params.get("done")
@@ -172,8 +127,7 @@ class JudgementPages:
         return entry if entry.judged_by == who else None
 
     def _shown(self, request: Request, entry: Judgement, who: str, status: int = 200, problem: str = "") -> Response:
-        pair, view = entry.pair, secrets.token_urlsafe(9)
-        self._views.put((who, pair.id), view)
+        pair = entry.pair
         n_shared = _n_shared(pair.first, pair.second)
         transcripts = [one[n_shared:] for one in (pair.first, pair.second)]
         if swapped(pair.id):
@@ -190,7 +144,7 @@ class JudgementPages:
             given=None if entry.verdict is None else choice_of(pair.id, entry.verdict),
             standing="settled" if entry.verdict else "taken" if entry.claimed_by not in (None, who) else "yours",
             who=who,
-            view_name=view,
+            view_name=self._new_view(who, pair.id),
             problem=problem,
             done=self._done(request, who),
             choice_of=choice_of,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -12,22 +11,13 @@ from starlette.routing import Route
 
 from cautious_imitation.oracles.log import Entry
 from cautious_imitation.oracles.protocol import Act, Answer, AnswerConflict, Decline, OracleError, Query, UnknownQuery
-from cautious_imitation.oracles.web.desk import (
-    Desk,
-    FormError,
-    Remembered,
-    TooLong,
-    address,
-    id_in,
-    person,
-    sent_to,
-    visit_of,
-)
+from cautious_imitation.oracles.web.claimed_pages import ClaimedPages
+from cautious_imitation.oracles.web.desk import Desk, FormError, Remembered, TooLong, address, id_in, person, visit_of
 from cautious_imitation.oracles.web.forms import act_in, decline_in
 from cautious_imitation.oracles.web.question_view import Standing, answer_in_words, question_view, standing
 
 
-class QuestionPages:
+class QuestionPages(ClaimedPages[Entry]):
     """Questions, one at a time.
 
     Args:
@@ -35,9 +25,8 @@ class QuestionPages:
     """
 
     def __init__(self, desk: Desk) -> None:
-        self._desk, self._log = desk, desk.log
-        self.skipped = Remembered[bool]()
-        self._views = Remembered[str]()
+        super().__init__(desk, desk.log, "/", "question")
+        self._log = desk.log
         self._taken_back = Remembered[Answer]()
 
     def routes(self) -> list[Route]:
@@ -47,11 +36,7 @@ class QuestionPages:
             Route("/question", self.question),
             Route("/answer", self.answer, methods=["POST"]),
             Route("/decline", self.decline, methods=["POST"]),
-            Route("/skip", self.skip, methods=["POST"]),
-            Route("/again", self.again, methods=["POST"]),
-            Route("/undo", self.undo, methods=["POST"]),
-            Route("/renew", self.renew, methods=["POST"]),
-            Route("/release", self.release, methods=["POST"]),
+            *self.claimed_routes(),
         ]
 
     def next(self, request: Request) -> Response:
@@ -71,7 +56,7 @@ class QuestionPages:
         if request.method != "HEAD" and standing(self._log.entry(id), who) is Standing.YOURS:
             # Somebody may be quicker, which the entry says then.
             with suppress(AnswerConflict):
-                self._log.claim(who, id=id)
+                self._claim(id, who)
         return self._shown(request, self._log.entry(id), who)
 
     def answer(self, request: Request) -> Response:
@@ -82,52 +67,14 @@ class QuestionPages:
         """Keep a decline and go on to the next question."""
         return self._settle(request, decline_in)
 
-    def skip(self, request: Request) -> Response:
-        """Leave a question to others and go on."""
-        who, id, form = person(request), id_in(request), visit_of(request).form
-        self._log.release(id, who)
-        self.skipped.put((who, id), True)
-        return sent_to(request, address("/next", asker=form.get("asker")))
-
-    def again(self, request: Request) -> Response:
-        """Go through the skipped questions again."""
-        who = person(request)
-        for id in self.skipped.of(who):
-            self.skipped.drop((who, id))
-        return sent_to(request, address("/next", asker=visit_of(request).form.get("asker")))
-
     def undo(self, request: Request) -> Response:
-        """Take one's answer back and show the question again."""
-        who, form = person(request), visit_of(request).form
-        id = id_in(request)
+        """Take one's answer back and show the question again, with the answer in its fields."""
+        who, id = person(request), id_in(request)
         given = self._log.entry(id).answer
-        self._log.undo(id, who)
+        shown = super().undo(request)
         if given is not None:
             self._taken_back.put((who, id), given)
-        if (leaving := id_in(request, "leaving")) and leaving != id:
-            self._log.release(leaving, who)
-        return sent_to(request, address("/question", id=id, asker=form.get("asker")))
-
-    def renew(self, request: Request) -> Response:
-        """Keep a claim for as long as the page is open."""
-        self._log.claim(person(request), id=id_in(request))
-        return Response(status_code=204)
-
-    def release(self, request: Request) -> Response:
-        """Give a claim back when the page is left, unless the same person has opened the question again since."""
-        who, form = person(request), visit_of(request).form
-        id = id_in(request)
-        if self._views.get((who, id)) in (None, form.get("view")):
-            self._log.release(id, who)
-        return Response(status_code=204)
-
-    def conflict(self, request: Request, problem: str) -> Response:
-        """What became of a question that somebody else has answered, or is at, with what was typed."""
-        try:
-            entry = self._log.entry(id_in(request))
-        except UnknownQuery:
-            return self._desk.page(request, "problem.html.jinja", 409, title="Not kept", problem=problem, typed="")
-        return self._shown(request, entry, person(request), 409, problem)
+        return shown
 
     def _settle(self, request: Request, read: Callable[[Mapping[str, str], Query], Answer]) -> Response:
         who, form = person(request), visit_of(request).form
@@ -139,7 +86,10 @@ class QuestionPages:
             return self._shown(request, entry, who, 413 if isinstance(error, TooLong) else 422, _sentence(error, entry))
         self._taken_back.drop((who, id))
         self.skipped.drop((who, id))
-        return sent_to(request, address("/next", done=id, asker=form.get("asker")))
+        return self._onward(request, done=id)
+
+    def _claim(self, id: str, who: str) -> object:
+        return self._log.claim(who, id=id)
 
     def _shown(self, request: Request, entry: Entry, who: str, status: int = 200, problem: str = "") -> Response:
         form, id = visit_of(request).form, entry.query.id
@@ -151,8 +101,6 @@ class QuestionPages:
             "within": "no",
             "independent": "yes" if isinstance(before, Decline) and before.independent else "no",
         }
-        view = secrets.token_urlsafe(9)
-        self._views.put((who, id), view)
         return self._desk.page(
             request,
             "question.html.jinja",
@@ -160,7 +108,7 @@ class QuestionPages:
             entry=entry,
             query=entry.query,
             view=question_view(entry.query, everything="all" in request.query_params),
-            view_name=view,
+            view_name=self._new_view(who, id),
             standing=standing(entry, who).value,
             given=answer_in_words(entry),
             declined=isinstance(entry.answer, Decline),
