@@ -229,6 +229,7 @@ class _Search:
             if self.accepts(level, advance):
                 return level
             level += 1
+        self.accepts(level - 1, advance)
         return None
 
     def raised(self, level: int, replicate: int) -> int:
@@ -239,11 +240,12 @@ class _Search:
         return bisect_left(range(n_levels), True, lo=level + 1, key=lambda other: self.keeps(other, replicate))
 
     def accepts(self, level: int, advance: Callable[[int], None]) -> bool:
+        """Whether every replicate keeps the target at ``level``; all are measured there."""
+        accepted = True
         for replicate in range(self.excess.shape[1]):
-            if not self.keeps(level, replicate):
-                return False
+            accepted &= self.keeps(level, replicate)
             advance(self.excess.shape[1] + replicate + 1)
-        return True
+        return accepted
 
     def keeps(self, level: int, replicate: int) -> bool:
         if np.isnan(self.excess[level, replicate]):
@@ -253,11 +255,9 @@ class _Search:
 
     def calibration(self, chosen: int | None, budget_nats: float) -> Calibration:
         level = len(self.levels) - 1 if chosen is None else chosen
-        n_replicates = self.excess.shape[1]
-        for replicate in range(n_replicates):
-            self.keeps(level, replicate)
         limit = float(self.excess[level].max())
         alpha, asks = exp(-self.levels[level]), np.median(self.ask_rates[level])
+        n_replicates = self.excess.shape[1]
         at = f"log(1/alpha) = {self.levels[level]:g}"
         if chosen is None:
             message = (
