@@ -1,11 +1,11 @@
-"""How rarely a proven set of context trees could let a policy ask, however well it predicted what it had not yet seen.
+"""How rarely likelihood-ratio sets of context trees would let a policy ask, were their prediction the best there is.
 
     python baselines/proven_asks.py [--number 10000] [--seeds 20] [--horizon 64]
 
 The sets of ``ContextTree(plausible="anytime")`` are likelihood ratios with a running prediction in the numerator. No
-prediction is better, on average, than the demonstrator's own probabilities, so sets with these, which nobody has,
-bound all others: once with the risk shared between contexts as the library does, and once with all of it at every
-context, which covers one context with probability 1 - delta but not all of them. Policies are optimised exactly, within
+prediction is better, on average, than the demonstrator's own probabilities, which nobody has. So sets with these show
+what is left to be gained by predicting better: once with the risk shared between contexts as the library does, and once
+with all of it at every context, which covers one context with probability 1 - delta but not all of them. Policies are optimised exactly, within
 2 nats an episode at 0.05 of reward a question, under minimax caution, in the world of docs/frontier.md.
 """
 
@@ -79,7 +79,7 @@ def measured(number: int, seed: int, horizon: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="how rarely a proven set of context trees could ask")
+    parser = argparse.ArgumentParser(description="how rarely likelihood-ratio sets of trees would ask at best")
     parser.add_argument("--number", type=int, default=10_000, help="of demonstrated acts")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--horizon", type=int, default=64, help="symbols in an episode")
