@@ -5,8 +5,9 @@
 The sets of ``ContextTree(plausible="anytime")`` are likelihood ratios with a running prediction in the numerator. No
 prediction is better, on average, than the demonstrator's own probabilities, which nobody has. So sets with these show
 what is left to be gained by predicting better: once with the risk shared between contexts as the library does, and once
-with all of it at every context, which covers one context with probability 1 - delta but not all of them. Policies are optimised exactly, within
-2 nats an episode at 0.05 of reward a question, under minimax caution, in the world of docs/frontier.md.
+with all of it at every context, which covers one context with probability 1 - delta but not all of them. Policies are
+optimised exactly, within 2 nats an episode at 0.05 of reward a question, under minimax caution, in the world of
+docs/frontier.md.
 """
 
 from __future__ import annotations
